@@ -1,0 +1,290 @@
+//! What the report measures of one relay, in order, and the figures that go on the page.
+
+use std::path::PathBuf;
+
+use anyhow::Result;
+
+use super::relay::RelayProcess;
+use super::{Report, reference};
+use crate::cli::{Common, Events, FromManifest};
+use crate::fanout::Fanout;
+use crate::idle::Idle;
+use crate::ingest::Ingest;
+use crate::latency::median;
+use crate::preload::Preload;
+use crate::publish::Publish;
+use crate::query::{Count, Load, Query, Type, connections_label};
+use crate::reconcile::{Have, Reconcile};
+use crate::sheet::{Metric, Outcome, Sheet};
+use crate::target::RelayUrl;
+
+/// The relay of one column.
+pub struct Subject {
+    pub name: String,
+    url: RelayUrl,
+    pid: Option<u32>,
+    data: Option<PathBuf>,
+    process: Option<RelayProcess>,
+}
+
+impl Subject {
+    pub fn running(name: &str, url: &RelayUrl, pid: Option<u32>, data: Option<PathBuf>) -> Self {
+        Self { name: name.into(), url: url.clone(), pid, data, process: None }
+    }
+
+    pub fn started(name: &str, process: RelayProcess) -> Self {
+        let (url, pid, data) = (process.url.clone(), Some(process.pid()), Some(process.data()));
+        Self { name: name.into(), url, pid, data, process: Some(process) }
+    }
+}
+
+/// A line of the page.
+pub struct Figure {
+    pub section: &'static str,
+    pub what: String,
+    /// `None` where it could not be measured.
+    pub value: Option<f64>,
+    pub reference: Option<&'static str>,
+}
+
+/// Everything measured of one relay.
+pub struct Column {
+    pub name: String,
+    pub figures: Vec<Figure>,
+    pub outcomes: Vec<Outcome>,
+    pub commands: Vec<String>,
+}
+
+impl Column {
+    fn add(
+        &mut self,
+        section: &'static str,
+        what: impl Into<String>,
+        value: Option<f64>,
+        reference: Option<&'static str>,
+    ) {
+        self.figures.push(Figure { section, what: what.into(), value, reference });
+    }
+
+    /// Runs a step, and gives its medians.
+    fn step(&mut self, command: String, run: impl FnOnce() -> Result<Outcome>) -> Result<Vec<Sheet>> {
+        eprintln!("{}: {command}", self.name);
+        let outcome = run()?;
+        self.commands.push(format!("skep-bench {command}"));
+        let sheets = outcome.median.clone();
+        self.outcomes.push(outcome);
+        Ok(sheets)
+    }
+
+    pub fn faults(&self) -> impl Iterator<Item = String> + '_ {
+        self.outcomes.iter().flat_map(|outcome| {
+            let lines = |sheet: &Sheet| -> Vec<String> {
+                sheet.faults.iter().map(|fault| format!("{}, {}: {fault}", outcome.mode, sheet.label)).collect()
+            };
+            outcome.median.iter().flat_map(lines).collect::<Vec<_>>()
+        })
+    }
+}
+
+/// All steps against one relay.
+pub fn measure(report: &Report, mut subject: Subject) -> Result<Column> {
+    let common =
+        Common { url: subject.url.clone(), pid: subject.pid, runs: report.runs, threads: 1, stall_s: 60, json: false };
+    let column = Column { name: subject.name.clone(), figures: Vec::new(), outcomes: Vec::new(), commands: Vec::new() };
+    let scratch = tempfile::Builder::new().prefix("skep-bench-").tempdir_in(&report.dir)?;
+    let manifest = scratch.path().join("skep-bench.json");
+    let mut steps = Steps { report, common, column, manifest };
+    steps.write()?;
+    steps.preload(&mut subject)?;
+    steps.query()?;
+    steps.count()?;
+    steps.negentropy()?;
+    steps.fanout()?;
+    steps.idle()?;
+    steps.start(&mut subject)?;
+    Ok(steps.column)
+}
+
+struct Steps<'r> {
+    report: &'r Report,
+    common: Common,
+    column: Column,
+    manifest: PathBuf,
+}
+
+impl Steps<'_> {
+    fn events(&self, full: usize) -> Events {
+        Events { events: self.report.scaled(full), authors: 1_000, content_bytes: 300, seed: None }
+    }
+
+    fn from(&self) -> FromManifest {
+        FromManifest { manifest: self.manifest.clone() }
+    }
+
+    /// Ingest and publish, into a store that is empty at first.
+    fn write(&mut self) -> Result<()> {
+        const SECTION: &str = "Writing (300-byte content, OK awaited for each)";
+        for (connections, reference) in [(8, reference::INGEST_8), (1, reference::INGEST_1)] {
+            let events = self.events(if connections == 1 { 50_000 } else { 200_000 });
+            let command = format!("ingest --connections {connections} --window 64 --events {}", events.events);
+            let mode = Ingest { common: self.common.clone(), events, connections, window: 64 };
+            let sheets = self.column.step(command, || mode.run())?;
+            let name = format!("ingest, {connections} × window 64");
+            self.column.add(SECTION, format!("{name}: events/s"), sheets[0].get(Metric::PerSecond), Some(reference));
+            self.column.add(SECTION, format!("{name}: server CPU µs/event"), sheets[0].get(Metric::ServerCpuUs), None);
+            self.column.add(SECTION, format!("{name}: client CPU µs/event"), sheets[0].get(Metric::ClientCpuUs), None);
+            self.column.add(SECTION, format!("{name}: OK p50, ms"), sheets[0].get(Metric::P50Ms), None);
+            self.column.add(SECTION, format!("{name}: OK p99, ms"), sheets[0].get(Metric::P99Ms), None);
+        }
+        for rate in [None, Some(100.0)] {
+            let events = self.events(if rate.is_some() { 2_000 } else { 10_000 });
+            let (arg, name) =
+                rate.map_or(("", "publish, one at a time"), |_| (" --rate 100", "publish, 100/s on a schedule"));
+            let command = format!("publish --events {}{arg}", events.events);
+            let mode = Publish { common: self.common.clone(), events, rate };
+            let sheets = self.column.step(command, || mode.run())?;
+            for (metric, label) in [(Metric::P50Ms, "p50"), (Metric::P99Ms, "p99"), (Metric::MaxMs, "max")] {
+                self.column.add(SECTION, format!("{name}: {label}, ms"), sheets[0].get(metric), None);
+            }
+        }
+        Ok(())
+    }
+
+    fn preload(&mut self, subject: &mut Subject) -> Result<()> {
+        let events = Events { events: self.report.events(), authors: 1_000, content_bytes: 300, seed: None };
+        let command = format!("preload --events {}", events.events);
+        let mode = Preload {
+            common: self.common.clone(),
+            events,
+            connections: 8,
+            window: 128,
+            manifest: self.manifest.clone(),
+            data: subject.data.clone(),
+        };
+        let sheets = self.column.step(command, || mode.run())?;
+        let name = format!("{} events into a store", crate::sheet::number(self.report.events() as f64));
+        const SECTION: &str = "Store";
+        self.column.add(SECTION, format!("{name}, 8 × window 128: events/s"), sheets[0].get(Metric::PerSecond), None);
+        let disk = sheets[0].get(Metric::BytesPerEvent);
+        self.column.add(SECTION, "disk bytes/event", disk, Some(reference::DISK_PER_EVENT));
+        Ok(())
+    }
+
+    fn load(&self) -> Load {
+        let seconds = if self.report.quick { 1.0 } else { 5.0 };
+        Load { connections: vec![1, 32], seconds, requests: None, close: false }
+    }
+
+    fn query(&mut self) -> Result<()> {
+        let load = self.load();
+        let command = format!("query --connections 1,32 --seconds {}", load.seconds);
+        let mode = Query { common: self.common.clone(), from: self.from(), types: Vec::new(), load };
+        let sheets = self.column.step(command, || mode.run())?;
+        let labels = Type::MIX.into_iter().flat_map(|kind| [(kind, 1), (kind, 32)]);
+        for ((kind, connections), sheet) in labels.zip(&sheets) {
+            let reference = reference::query(kind, connections);
+            self.query_figures(kind, connections, sheet, reference);
+        }
+        Ok(())
+    }
+
+    fn count(&mut self) -> Result<()> {
+        let load = self.load();
+        let command = format!("count --connections 1,32 --seconds {}", load.seconds);
+        let mode = Count { common: self.common.clone(), from: self.from(), load };
+        let sheets = self.column.step(command, || mode.run())?;
+        // The first two are COUNT by author, which the query mix has already.
+        let labels = [Type::CountP, Type::CountKind].into_iter().flat_map(|kind| [(kind, 1), (kind, 32)]);
+        for ((kind, connections), sheet) in labels.zip(sheets.iter().skip(2)) {
+            self.query_figures(kind, connections, sheet, None);
+        }
+        Ok(())
+    }
+
+    fn query_figures(&mut self, kind: Type, connections: usize, sheet: &Sheet, reference: Option<&'static str>) {
+        const RATE: &str = "Queries: requests/s";
+        const LATENCY: &str = "Queries: latency and CPU";
+        let name = format!("{}, {}", kind.label(), connections_label(connections));
+        self.column.add(RATE, name.clone(), sheet.get(Metric::PerSecond), reference);
+        self.column.add(LATENCY, format!("{name}: p50, ms"), sheet.get(Metric::P50Ms), None);
+        self.column.add(LATENCY, format!("{name}: p99, ms"), sheet.get(Metric::P99Ms), None);
+        self.column.add(LATENCY, format!("{name}: server CPU µs/request"), sheet.get(Metric::ServerCpuUs), None);
+    }
+
+    fn negentropy(&mut self) -> Result<()> {
+        const SECTION: &str = "Negentropy (NIP-77)";
+        let have = vec![Have::Nothing, Have::Half, Have::All];
+        let events = 100_000.min(self.report.events());
+        let command = format!("negentropy --events {events}");
+        let mode = Reconcile { common: self.common.clone(), from: self.from(), have, events, frame_bytes: 61_440 };
+        for sheet in self.column.step(command, || mode.run())? {
+            let name = sheet.label.clone();
+            self.column.add(SECTION, format!("{name}: seconds"), sheet.get(Metric::Seconds), None);
+            self.column.add(SECTION, format!("{name}: rounds"), sheet.get(Metric::Rounds), None);
+            let bytes = sheet.get(Metric::SentBytes).zip(sheet.get(Metric::ReceivedBytes));
+            let mib = bytes.map(|(sent, received)| (sent + received) / f64::from(1 << 20));
+            self.column.add(SECTION, format!("{name}: MiB both ways"), mib, None);
+        }
+        Ok(())
+    }
+
+    fn fanout(&mut self) -> Result<()> {
+        const SECTION: &str = "Fan-out";
+        let cases = [
+            (100, 100, 10_000, None),
+            (1_000, 100, 1_000, None),
+            (1_000, 1, 20_000, None),
+            (100, 100, 1_000, Some(50.0)),
+        ];
+        for (subscribers, matching, events, rate) in cases {
+            let events = self.report.scaled(events);
+            let pace = rate.map_or(" --window 32".to_owned(), |rate: f64| format!(" --rate {rate}"));
+            let command = format!("fanout --subscribers {subscribers} --matching {matching} --events {events}{pace}");
+            let common = self.common.clone();
+            let mode = Fanout { common, subscribers, matching, events, window: 32, rate, kind: 1, content_bytes: 300 };
+            let sheets = self.column.step(command, || mode.run())?;
+            let name = &sheets[0].label;
+            if rate.is_none() {
+                self.column.add(SECTION, format!("{name}: deliveries/s"), sheets[0].get(Metric::PerSecond), None);
+                let cpu = sheets[0].get(Metric::ServerCpuUs);
+                self.column.add(SECTION, format!("{name}: server CPU µs/delivery"), cpu, None);
+            }
+            self.column.add(SECTION, format!("{name}: delivery p50, ms"), sheets[0].get(Metric::P50Ms), None);
+            self.column.add(SECTION, format!("{name}: delivery p99, ms"), sheets[0].get(Metric::P99Ms), None);
+        }
+        Ok(())
+    }
+
+    fn idle(&mut self) -> Result<()> {
+        const SECTION: &str = "Idle connections";
+        for subscribe in [false, true] {
+            let connections = self.report.scaled(10_000);
+            let arg = if subscribe { " --subscribe" } else { "" };
+            let command = format!("idle --connections {connections}{arg}");
+            // Memory that a first run gave back is used again by the second: only a first run tells its cost.
+            let common = Common { runs: 1, ..self.common.clone() };
+            let mode = Idle { common, connections, hold_s: 5.0, subscribe };
+            let sheets = self.column.step(command, || mode.run())?;
+            let reference = (!subscribe).then_some(reference::KIB_PER_CONNECTION);
+            let name = format!("KiB/connection, {}", sheets[0].label);
+            self.column.add(SECTION, name, sheets[0].get(Metric::KibPerConnection), reference);
+        }
+        Ok(())
+    }
+
+    /// Stops and starts the relay; only one that the report started itself.
+    fn start(&mut self, subject: &mut Subject) -> Result<()> {
+        const SECTION: &str = "Start";
+        let mut seconds = Vec::new();
+        if let Some(process) = &mut subject.process {
+            for _ in 0..self.report.runs {
+                eprintln!("{}: restart", self.column.name);
+                process.restart()?;
+                seconds.push(process.took.as_secs_f64() * 1e3);
+            }
+        }
+        let name = format!("ready with {} events and more, ms", crate::sheet::number(self.report.events() as f64));
+        self.column.add(SECTION, name, median(seconds), None);
+        Ok(())
+    }
+}

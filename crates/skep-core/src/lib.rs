@@ -1,0 +1,19 @@
+//! Skep's decisions: what should happen, as functions of what they are given.
+//!
+//! Job: say who may write, who may read, what a connection's message leads to, who holds a lease, who gets a live event.
+//! Neighbours: `skep-proto` below; `skep-relay` executes what is decided here.
+//! Must not: do I/O, read a clock or make randomness. `handle(now, input) -> effects`, and shells carry effects out.
+
+pub mod access;
+pub mod door;
+pub mod hll;
+pub mod intake;
+pub mod lease;
+pub mod management;
+pub mod rate;
+pub mod session;
+pub mod subs;
+pub mod world;
+
+pub use access::{Readers, may_read};
+pub use world::World;

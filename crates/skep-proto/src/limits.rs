@@ -1,0 +1,159 @@
+//! Every limit, with the arithmetic that gave it. What a user can meet is in NIP-11 and in `docs/limits.md`.
+
+use serde::{Deserialize, Serialize};
+
+pub const KIB: usize = 1024;
+
+/// Characters of a subscription id (NIP-01).
+pub const SUB_ID_CHARS_MAX: usize = 64;
+
+/// The parser's own bound on filters in one message; the configured one is checked after it.
+pub const FILTERS_HARD_MAX: usize = 1_000;
+
+/// How long an ephemeral event stays readable in the memory ring: NIP-AO's freshness, 300 s.
+pub const EPHEMERAL_SECS_MAX: u64 = 300;
+
+/// How far an AUTH event may be from our clock, either way, in seconds.
+pub const AUTH_FRESH_SECS: u64 = 120;
+
+/// How far a NIP-98 token may be from our clock, either way, in seconds.
+pub const HTTP_AUTH_FRESH_SECS: u64 = 60;
+
+/// How far a lease request may be from our clock: it is an act, not a record.
+pub const LEASE_REQUEST_FRESH_SECS: u64 = 300;
+
+/// Lease lengths: a prompter's 15 s renewed every 5 s is usual; a day is the most anything may hold.
+pub const LEASE_TTL_SECS_DEFAULT: u64 = 15;
+pub const LEASE_TTL_SECS_MAX: u64 = 86_400;
+
+/// Bytes of a lease resource name: `turn:` + 64 hex + `:` + 64 hex is 134, a task reference may be longer.
+pub const LEASE_RESOURCE_BYTES_MAX: usize = 256;
+
+/// Bytes of a lease instance name.
+pub const LEASE_INSTANCE_BYTES_MAX: usize = 128;
+
+/// Metrics per agent per minute (NIP-AM) and telemetry frames per agent per second (NIP-AO).
+pub const METRICS_PER_MINUTE: u32 = 60;
+pub const FRAMES_PER_SECOND: u32 = 100;
+
+/// Bytes of one negentropy message we send, before hex: half of a usual 128 KiB frame, minus the envelope.
+pub const NEG_FRAME_BYTES: usize = 60 * KIB;
+
+/// Reconciliations open at once on one connection. Each holds 40 bytes an event: 4 x 500,000 x 40 = 80 MB at most.
+pub const NEG_SESSIONS_MAX: usize = 4;
+
+/// Events in one reconciliation.
+pub const NEG_EVENTS_MAX: usize = 500_000;
+
+/// Events that the writer commits at once: large enough that an fsync is shared by a full verify pipeline,
+/// small enough (1,024 x about 20 µs) that a commit's CPU stays near 20 ms.
+pub const BATCH_EVENTS_MAX: usize = 1_024;
+
+/// Submissions waiting for the writer, all connections together. Each is at most one batch of a connection.
+pub const WRITER_QUEUE_MAX: usize = 4_096;
+
+/// Events of one connection between its socket and the store; then it is read no further.
+pub const IN_FLIGHT_EVENTS_MAX: usize = 1_024;
+
+/// Events that one connection hands to the verify pool at a time.
+pub const VERIFY_BATCH_MAX: usize = 32;
+
+/// Bytes of live messages waiting for one connection; past that it is behind and catches up from the store.
+pub const OUTBOX_BYTES_MAX: usize = 1024 * KIB;
+
+/// Seconds that a full outbox may make no progress before the reader is cut.
+pub const OUTBOX_STALL_SECS: u64 = 10;
+
+/// Events in the memory ring that fan-out reads: 65,536 x about 1 KiB = 64 MiB, and a byte bound to make sure.
+pub const RING_EVENTS_MAX: usize = 65_536;
+pub const RING_BYTES_MAX: usize = 64 * 1024 * KIB;
+
+/// Work of one scan slice, in records looked at. 64 x about 3 µs is 200 µs, then other connections run.
+pub const SLICE_RECORDS_MAX: usize = 64;
+
+/// Malformed messages in a minute before a connection is cut.
+pub const STRIKES_PER_MINUTE_MAX: u32 = 20;
+
+/// Seconds for a client to send its HTTP request head.
+pub const HEAD_SECS_MAX: u64 = 10;
+
+const _: () = assert!(VERIFY_BATCH_MAX <= IN_FLIGHT_EVENTS_MAX && VERIFY_BATCH_MAX <= BATCH_EVENTS_MAX);
+const _: () = assert!(NEG_FRAME_BYTES * 2 + 256 < OUTBOX_BYTES_MAX);
+
+macro_rules! limits {
+    ($($(#[doc = $doc:literal])+ $name:ident : $type:ty = $default:expr, $unit:literal;)*) => {
+        /// The limits that an operator may change, `[relay.limits]` in the configuration.
+        #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+        #[serde(default, deny_unknown_fields)]
+        pub struct Limits {
+            $($(#[doc = $doc])+ pub $name: $type,)*
+        }
+
+        impl Default for Limits {
+            fn default() -> Self {
+                Self { $($name: $default,)* }
+            }
+        }
+
+        impl Limits {
+            /// (name, default, unit, meaning) of each, for the generated page.
+            pub fn table() -> Vec<(&'static str, String, &'static str, &'static str)> {
+                let all = Self::default();
+                vec![$((stringify!($name), all.$name.to_string(), $unit, concat!($($doc,)+).trim_ascii()),)*]
+            }
+        }
+    };
+}
+
+limits! {
+    /// One WebSocket message. An event fits twice, so that its envelope and escapes always do.
+    frame_bytes: usize = 512 * KIB, "bytes";
+    /// One event as JSON.
+    event_bytes: usize = 256 * KIB, "bytes";
+    /// Tags of one event.
+    tags: usize = 2_000, "tags";
+    /// One element of a tag.
+    tag_value_bytes: usize = 8 * KIB, "bytes";
+    /// Filters in one REQ or COUNT.
+    filters: usize = 20, "filters";
+    /// Values (ids, authors, kinds, tag values) in all filters of one message.
+    filter_values: usize = 5_000, "values";
+    /// Subscriptions open on one connection.
+    subscriptions: usize = 200, "subscriptions";
+    /// Stored events served for one filter, whatever its `limit`.
+    results: u64 = 5_000, "events";
+    /// Connections open at once.
+    connections: usize = 10_000, "connections";
+    /// Connections open at once from one address.
+    connections_per_ip: usize = 64, "connections";
+    /// Time to authenticate where that is required.
+    auth_timeout_secs: u64 = 30, "seconds";
+    /// How far ahead of our clock `created_at` may be.
+    created_at_ahead_secs: u64 = 900, "seconds";
+    /// How far behind our clock `created_at` may be; 0 for no bound.
+    created_at_behind_secs: u64 = 0, "seconds";
+    /// Silence after which a connection is pinged; after two pings without an answer it is cut.
+    ping_secs: u64 = 30, "seconds";
+    /// EVENT messages a second on one connection; bursts of ten seconds pass. 0 for no bound.
+    events_per_second: u32 = 2_000, "events/s";
+    /// EVENT messages a second from one address, all its connections together. 0 for no bound.
+    events_per_second_per_ip: u32 = 10_000, "events/s";
+    /// Events a second by one author, whoever delivers them. 0 for no bound.
+    events_per_second_per_pubkey: u32 = 1_000, "events/s";
+    /// REQ, COUNT and NEG-OPEN messages a second on one connection; bursts of ten seconds pass. 0 for no bound.
+    requests_per_second: u32 = 1_000, "requests/s";
+    /// One uploaded blob.
+    blob_bytes: usize = 64 * 1024 * KIB, "bytes";
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_event_in_its_envelope_fits_in_a_frame() {
+        let limits = Limits::default();
+        assert!(limits.event_bytes + 2 * SUB_ID_CHARS_MAX * 6 < limits.frame_bytes);
+        assert!(limits.tag_value_bytes <= u16::MAX as usize, "a record holds a tag's length in 16 bits");
+    }
+}

@@ -1,0 +1,281 @@
+//! The messages of the WebSocket protocol (NIP-01, 42, 45, 77). Decoding never panics; it is fuzzed.
+
+use std::borrow::Cow;
+use std::fmt;
+
+use serde::de::{SeqAccess, Visitor};
+use serde::{Deserialize, Deserializer};
+
+use crate::{EventId, Filter, Prefix, RawEvent, Refusal, limits};
+
+/// A message from a client.
+#[derive(Debug, Clone, PartialEq)]
+pub enum ClientMsg {
+    Event(Box<RawEvent>),
+    Req { sub: SubId, filters: Vec<Filter> },
+    Count { sub: SubId, filters: Vec<Filter> },
+    Close { sub: SubId },
+    Auth(Box<RawEvent>),
+    NegOpen { sub: SubId, filter: Box<Filter>, message: String },
+    NegMsg { sub: SubId, message: String },
+    NegClose { sub: SubId },
+}
+
+/// A client's name for a subscription: 1 to [`limits::SUB_ID_CHARS_MAX`] characters.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct SubId(Box<str>);
+
+impl SubId {
+    pub fn new(text: &str) -> Option<Self> {
+        let length = text.chars().take(limits::SUB_ID_CHARS_MAX + 1).count();
+        (1..=limits::SUB_ID_CHARS_MAX).contains(&length).then(|| Self(text.into()))
+    }
+
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for SubId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl<'de> Deserialize<'de> for SubId {
+    fn deserialize<D: Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
+        let text = Cow::<'de, str>::deserialize(d)?;
+        Self::new(&text).ok_or_else(|| serde::de::Error::custom("a subscription id has 1 to 64 characters"))
+    }
+}
+
+/// What a malformed message was about, as far as it could be read: the answer goes there.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Target {
+    Event(String),
+    Sub(SubId),
+    Neg(SubId),
+    Nothing,
+}
+
+/// A message that could not be understood.
+#[derive(Debug, Clone, PartialEq)]
+pub struct DecodeError {
+    pub target: Target,
+    pub refusal: Refusal,
+}
+
+/// Reads one text frame.
+pub fn decode(text: &str) -> Result<ClientMsg, DecodeError> {
+    match serde_json::from_str::<Known>(text) {
+        Ok(Known(Some(message))) => Ok(message),
+        Ok(Known(None)) => Err(explain(text, "unknown message type; known: EVENT REQ CLOSE AUTH COUNT NEG-OPEN NEG-MSG NEG-CLOSE")),
+        Err(error) => Err(explain(text, &error.to_string())),
+    }
+}
+
+/// The slow path of a bad message: find out whom to answer.
+fn explain(text: &str, error: &str) -> DecodeError {
+    let parts: Vec<serde_json::Value> = serde_json::from_str(text).unwrap_or_default();
+    let first = parts.first().and_then(|v| v.as_str()).unwrap_or("");
+    let sub = parts.get(1).and_then(|v| v.as_str()).and_then(SubId::new);
+    let target = match (first, sub) {
+        ("EVENT" | "AUTH", _) => match parts.get(1).and_then(|event| event.get("id")).and_then(|id| id.as_str()) {
+            Some(id) => Target::Event(id.chars().take(64).collect()),
+            None => Target::Nothing,
+        },
+        ("REQ" | "COUNT", Some(sub)) => Target::Sub(sub),
+        ("NEG-OPEN" | "NEG-MSG", Some(sub)) => Target::Neg(sub),
+        _ => Target::Nothing,
+    };
+    let short: String = error.chars().take(200).collect();
+    DecodeError { target, refusal: Prefix::Invalid.because(short) }
+}
+
+/// What the visitor makes: `None` for a message type that we do not know.
+struct Known(Option<ClientMsg>);
+
+impl<'de> Deserialize<'de> for Known {
+    fn deserialize<D: Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
+        d.deserialize_seq(Message).map(Known)
+    }
+}
+
+struct Message;
+
+impl<'de> Visitor<'de> for Message {
+    type Value = Option<ClientMsg>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a JSON array that begins with a message type")
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Self::Value, A::Error> {
+        let verb: Cow<'de, str> = need(&mut seq, "a message type")?;
+        let message = match verb.as_ref() {
+            "EVENT" => ClientMsg::Event(Box::new(need(&mut seq, "an event")?)),
+            "AUTH" => ClientMsg::Auth(Box::new(need(&mut seq, "a signed AUTH event")?)),
+            "REQ" => {
+                let sub = need(&mut seq, "a subscription id")?;
+                ClientMsg::Req { sub, filters: filters(&mut seq)? }
+            }
+            "COUNT" => {
+                let sub = need(&mut seq, "a query id")?;
+                ClientMsg::Count { sub, filters: filters(&mut seq)? }
+            }
+            "CLOSE" => ClientMsg::Close { sub: need(&mut seq, "a subscription id")? },
+            "NEG-OPEN" => ClientMsg::NegOpen {
+                sub: need(&mut seq, "a subscription id")?,
+                filter: Box::new(need(&mut seq, "a filter")?),
+                message: need(&mut seq, "a hex message")?,
+            },
+            "NEG-MSG" => ClientMsg::NegMsg {
+                sub: need(&mut seq, "a subscription id")?,
+                message: need(&mut seq, "a hex message")?,
+            },
+            "NEG-CLOSE" => ClientMsg::NegClose { sub: need(&mut seq, "a subscription id")? },
+            _ => {
+                while seq.next_element::<serde::de::IgnoredAny>()?.is_some() {}
+                return Ok(None);
+            }
+        };
+        // Elements after the known ones are ignored, so that a NIP may add some.
+        while seq.next_element::<serde::de::IgnoredAny>()?.is_some() {}
+        Ok(Some(message))
+    }
+}
+
+fn need<'de, A: SeqAccess<'de>, T: Deserialize<'de>>(seq: &mut A, what: &'static str) -> Result<T, A::Error> {
+    seq.next_element()?.ok_or_else(|| serde::de::Error::custom(format_args!("the message lacks {what}")))
+}
+
+fn filters<'de, A: SeqAccess<'de>>(seq: &mut A) -> Result<Vec<Filter>, A::Error> {
+    let mut all = Vec::with_capacity(1);
+    while let Some(filter) = seq.next_element()? {
+        all.push(filter);
+        if all.len() > limits::FILTERS_HARD_MAX {
+            return Err(serde::de::Error::custom("too many filters"));
+        }
+    }
+    if all.is_empty() {
+        return Err(serde::de::Error::custom("the message lacks a filter"));
+    }
+    Ok(all)
+}
+
+/// JSON text of a string, with quotes.
+pub fn quote(text: &str) -> String {
+    serde_json::to_string(text).expect("invariant: a string serializes")
+}
+
+/// `["OK", id, accepted, message]`. `id` may be a text that is no id, when that is what the client sent.
+pub fn ok(id: &str, result: Result<&str, &Refusal>) -> String {
+    let (accepted, message) = match result {
+        Ok(message) => (true, Cow::Borrowed(message)),
+        Err(refusal) => (false, Cow::Owned(refusal.to_string())),
+    };
+    format!(r#"["OK",{},{accepted},{}]"#, quote(id), quote(&message))
+}
+
+/// The usual case of [`ok`]: accepted, with nothing more to say.
+pub fn ok_plain(id: &EventId) -> String {
+    format!(r#"["OK","{id}",true,""]"#)
+}
+
+/// `["EVENT", sub, event]` around an event that is JSON already.
+pub fn event(quoted_sub: &str, event_json: &str) -> String {
+    let mut out = String::with_capacity(12 + quoted_sub.len() + event_json.len());
+    out.push_str(r#"["EVENT","#);
+    out.push_str(quoted_sub);
+    out.push(',');
+    out.push_str(event_json);
+    out.push(']');
+    out
+}
+
+pub fn eose(quoted_sub: &str) -> String {
+    format!(r#"["EOSE",{quoted_sub}]"#)
+}
+
+pub fn closed(sub: &SubId, refusal: &Refusal) -> String {
+    format!(r#"["CLOSED",{},{}]"#, quote(sub.as_str()), quote(&refusal.to_string()))
+}
+
+pub fn notice(text: &str) -> String {
+    format!(r#"["NOTICE",{}]"#, quote(text))
+}
+
+pub fn auth(challenge: &str) -> String {
+    format!(r#"["AUTH",{}]"#, quote(challenge))
+}
+
+/// `["COUNT", id, {"count": n}]`, with the registers of a HyperLogLog in hex where NIP-45 defines one.
+pub fn count(sub: &SubId, count: u64, hll: Option<&str>) -> String {
+    match hll {
+        Some(hll) => format!(r#"["COUNT",{},{{"count":{count},"hll":"{hll}"}}]"#, quote(sub.as_str())),
+        None => format!(r#"["COUNT",{},{{"count":{count}}}]"#, quote(sub.as_str())),
+    }
+}
+
+pub fn neg_msg(sub: &SubId, hex: &str) -> String {
+    format!(r#"["NEG-MSG",{},"{hex}"]"#, quote(sub.as_str()))
+}
+
+/// NIP-77 has its own prefixes here, `blocked` and `closed`; the rest are ours.
+pub fn neg_err(sub: &SubId, refusal: &Refusal) -> String {
+    format!(r#"["NEG-ERR",{},{}]"#, quote(sub.as_str()), quote(&refusal.to_string()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn target(text: &str) -> Target {
+        decode(text).expect_err("a bad message").target
+    }
+
+    #[test]
+    fn a_bad_message_is_answered_where_it_came_from() {
+        let sub = SubId::new("s").expect("a valid id");
+        assert_eq!(target(r#"["EVENT",{"id":"abc","kind":"x"}]"#), Target::Event("abc".into()));
+        assert_eq!(target(r#"["EVENT",7]"#), Target::Nothing);
+        assert_eq!(target(r#"["REQ","s",{"kinds":"x"}]"#), Target::Sub(sub.clone()));
+        assert_eq!(target(r#"["REQ","s"]"#), Target::Sub(sub.clone()));
+        assert_eq!(target(r#"["NEG-OPEN","s",7,""]"#), Target::Neg(sub));
+        for nothing in ["", "{}", "[]", "[1]", r#"["WHAT",1]"#, "\u{0}", r#"["REQ",{}]"#, r#"["REQ","",{}]"#] {
+            assert_eq!(target(nothing), Target::Nothing, "{nothing:?}");
+        }
+    }
+
+    #[test]
+    fn a_subscription_id_has_1_to_64_characters() {
+        assert!(SubId::new(&"é".repeat(64)).is_some());
+        assert!(SubId::new(&"é".repeat(65)).is_none());
+        assert!(SubId::new("").is_none());
+    }
+
+    #[test]
+    fn deep_nesting_is_an_error_and_not_a_crash() {
+        let deep = "[".repeat(1_000_000);
+        assert!(decode(&deep).is_err());
+        assert!(decode(&format!(r#"["REQ","s",{{"x":{deep}"#)).is_err());
+        assert!(decode(&format!(r#"["WHAT",{deep}"#)).is_err());
+    }
+
+    #[test]
+    fn every_answer_is_frozen() {
+        let sub = SubId::new("a\"b").expect("a valid id");
+        let refusal = Prefix::AuthRequired.because("sign in");
+        assert_eq!(ok("ab", Err(&refusal)), r#"["OK","ab",false,"auth-required: sign in"]"#);
+        assert_eq!(ok_plain(&EventId([0xab; 32])), format!(r#"["OK","{}",true,""]"#, "ab".repeat(32)));
+        assert_eq!(event(&quote("s"), "{}"), r#"["EVENT","s",{}]"#);
+        assert_eq!(eose(&quote(sub.as_str())), r#"["EOSE","a\"b"]"#);
+        assert_eq!(closed(&sub, &refusal), r#"["CLOSED","a\"b","auth-required: sign in"]"#);
+        assert_eq!(notice("x"), r#"["NOTICE","x"]"#);
+        assert_eq!(auth("c"), r#"["AUTH","c"]"#);
+        assert_eq!(count(&sub, 3, None), r#"["COUNT","a\"b",{"count":3}]"#);
+        assert_eq!(count(&sub, 3, Some("00")), r#"["COUNT","a\"b",{"count":3,"hll":"00"}]"#);
+        assert_eq!(neg_msg(&sub, "61"), r#"["NEG-MSG","a\"b","61"]"#);
+        assert_eq!(neg_err(&sub, &refusal), r#"["NEG-ERR","a\"b","auth-required: sign in"]"#);
+    }
+}

@@ -1,0 +1,165 @@
+//! The queries of one connection, a slice at a time, in turn.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use skep_core::hll::Hll;
+use skep_core::{Readers, may_read};
+use skep_proto::wire::{self, SubId};
+use skep_proto::{EventRef, Filter, Refusal, Seq, limits};
+use skep_store::{Progress, Scan, StoreError, Visit};
+use tokio_tungstenite::tungstenite::Utf8Bytes;
+
+use crate::neg::{Collecting, Negotiation, too_large};
+use crate::shared::{Shared, unix_now};
+
+/// Queries that run; the first is next.
+#[derive(Default)]
+pub(crate) struct Scans(VecDeque<Running>);
+
+struct Running {
+    sub: SubId,
+    scan: Scan,
+    purpose: Purpose,
+}
+
+enum Purpose {
+    Request { quoted: Arc<str> },
+    Count { count: u64, hll: Option<Box<Hll>> },
+    Reconcile { set: Collecting, message: Vec<u8>, is_too_large: bool },
+}
+
+/// A query that ended in something other than messages.
+pub(crate) enum Ended {
+    /// A subscription whose scan failed.
+    Failed(SubId),
+    Negotiation(SubId, Box<Negotiation>),
+    NegotiationFailed(SubId),
+}
+
+impl Scans {
+    pub(crate) fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    pub(crate) fn request(&mut self, sub: SubId, quoted: Arc<str>, filters: Arc<[Filter]>, up_to: Seq, most: u64) {
+        self.cancel_request(&sub);
+        self.0.push_back(Running { sub, scan: Scan::new(filters, up_to, most), purpose: Purpose::Request { quoted } });
+    }
+
+    pub(crate) fn count(&mut self, sub: SubId, filters: Vec<Filter>, up_to: Seq) {
+        let hll = Hll::for_filters(&filters).map(Box::new);
+        let scan = Scan::unlimited(filters.into(), up_to);
+        self.0.push_back(Running { sub, scan, purpose: Purpose::Count { count: 0, hll } });
+    }
+
+    pub(crate) fn reconcile(&mut self, sub: SubId, filter: Filter, message: Vec<u8>, up_to: Seq) {
+        self.cancel_reconcile(&sub);
+        let purpose = Purpose::Reconcile { set: Collecting::default(), message, is_too_large: false };
+        self.0.push_back(Running { sub, scan: Scan::unlimited([filter].into(), up_to), purpose });
+    }
+
+    pub(crate) fn cancel_request(&mut self, sub: &SubId) {
+        self.0.retain(|running| !(running.sub == *sub && matches!(running.purpose, Purpose::Request { .. })));
+    }
+
+    pub(crate) fn cancel_reconcile(&mut self, sub: &SubId) {
+        self.0.retain(|running| !(running.sub == *sub && matches!(running.purpose, Purpose::Reconcile { .. })));
+    }
+
+    /// Runs one slice of the first query and puts it last, or ends it.
+    pub(crate) fn step(&mut self, shared: &Shared, readers: &Readers, out: &mut Vec<Utf8Bytes>) -> Option<Ended> {
+        let mut running = self.0.pop_front()?;
+        let served = out.len();
+        let progress = running.slice(shared, readers, out);
+        shared.metrics.served.inc_by((out.len() - served) as u64);
+        match progress {
+            Ok(Progress::More) => {
+                self.0.push_back(running);
+                None
+            }
+            Ok(Progress::Done) => running.finish(out),
+            Err(error) => running.fail(&shared.refuse_for(&error), out),
+        }
+    }
+}
+
+impl Running {
+    fn slice(&mut self, shared: &Shared, readers: &Readers, out: &mut Vec<Utf8Bytes>) -> Result<Progress, StoreError> {
+        let now = unix_now();
+        let world = shared.world();
+        let Self { scan, purpose, .. } = self;
+        let mut visit = |_: Seq, event: EventRef<'_>| {
+            if !may_read(&world, readers, event, now) {
+                return Visit::Hide;
+            }
+            match purpose {
+                Purpose::Request { quoted } => out.push(wire::event(quoted, event.json()).into()),
+                Purpose::Count { count, hll } => {
+                    *count += 1;
+                    if let Some(hll) = hll {
+                        hll.add(&event.pubkey());
+                    }
+                }
+                Purpose::Reconcile { set, is_too_large, .. } => {
+                    *is_too_large |= !set.add(event.created_at(), event.id());
+                }
+            }
+            Visit::Serve
+        };
+        let progress = shared.store.scan(scan, limits::SLICE_RECORDS_MAX, &mut visit)?;
+        let is_hopeless = matches!(purpose, Purpose::Reconcile { is_too_large: true, .. });
+        Ok(if is_hopeless { Progress::Done } else { progress })
+    }
+
+    fn finish(self, out: &mut Vec<Utf8Bytes>) -> Option<Ended> {
+        match self.purpose {
+            Purpose::Request { quoted } => {
+                out.push(wire::eose(&quoted).into());
+                None
+            }
+            Purpose::Count { count, hll } => {
+                out.push(wire::count(&self.sub, count, hll.map(|hll| hll.to_hex()).as_deref()).into());
+                None
+            }
+            Purpose::Reconcile { is_too_large: true, .. } => self.fail(&too_large(), out),
+            Purpose::Reconcile { set, message, .. } => {
+                let started = set.seal().and_then(|mut negotiation| {
+                    let answer = negotiation.answer(&message)?;
+                    Ok((negotiation, answer))
+                });
+                match started {
+                    Ok((negotiation, answer)) => {
+                        out.push(wire::neg_msg(&self.sub, &faster_hex::hex_string(&answer)).into());
+                        Some(Ended::Negotiation(self.sub, Box::new(negotiation)))
+                    }
+                    Err(refusal) => {
+                        out.push(wire::neg_err(&self.sub, &refusal).into());
+                        Some(Ended::NegotiationFailed(self.sub))
+                    }
+                }
+            }
+        }
+    }
+
+    fn fail(self, refusal: &Refusal, out: &mut Vec<Utf8Bytes>) -> Option<Ended> {
+        match self.purpose {
+            Purpose::Request { .. } => {
+                out.push(wire::closed(&self.sub, refusal).into());
+                Some(Ended::Failed(self.sub))
+            }
+            Purpose::Count { .. } => {
+                out.push(wire::closed(&self.sub, refusal).into());
+                None
+            }
+            Purpose::Reconcile { .. } => {
+                out.push(wire::neg_err(&self.sub, refusal).into());
+                Some(Ended::NegotiationFailed(self.sub))
+            }
+        }
+    }
+}

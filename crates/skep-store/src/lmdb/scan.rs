@@ -1,0 +1,229 @@
+//! Queries as a merge of index walks, in steps.
+//!
+//! A filter becomes one branch for each value of its best index; all branches of all filters meet in one heap, so the
+//! answer comes in serve order without a sort, an event that matches twice comes once, and `limit` stops the walk.
+
+use std::cmp::Reverse;
+use std::collections::{BinaryHeap, VecDeque};
+
+use heed::{RoTxn, WithoutTls};
+use skep_proto::{EventId, EventRef, Filter, Seq, filter};
+
+use super::env::Table;
+use super::keys::{self, Key, Pos};
+use super::LmdbStore;
+use crate::{Progress, Scan, StoreError, Visit};
+
+/// Positions read from an index at a time: few at first, for the many queries that want few.
+const CHUNK_MIN: usize = 8;
+const CHUNK_MAX: usize = 256;
+
+/// More branches than this for author x kind, and the walk goes by author alone.
+const AUTHOR_KIND_BRANCHES_MAX: usize = 1_024;
+
+struct State {
+    branches: Vec<Branch>,
+    heap: BinaryHeap<Reverse<(Pos, usize)>>,
+    /// Branches below this have been started.
+    started: usize,
+}
+
+struct Branch {
+    /// Which filter it belongs to.
+    filter: usize,
+    walk: Walk,
+    ready: VecDeque<Pos>,
+}
+
+enum Walk {
+    /// An index from `next` on, while keys have the prefix and are not older than `oldest`.
+    Index { table: Table, prefix: Key, next: Pos, oldest: u64, chunk: usize },
+    /// Ids to be looked up; they are found before the first answer, because their order is not known.
+    Ids(Vec<EventId>),
+    Done,
+}
+
+type Txn<'t> = RoTxn<'t, WithoutTls>;
+
+pub(super) fn run(
+    store: &LmdbStore,
+    scan: &mut Scan,
+    mut budget: usize,
+    visit: &mut dyn FnMut(Seq, EventRef<'_>) -> Visit,
+) -> Result<Progress, StoreError> {
+    let txn = store.read_txn()?;
+    let mut state = match scan.state.take().and_then(|state| state.downcast::<State>().ok()) {
+        Some(state) => state,
+        None => Box::new(plan(scan)),
+    };
+    let progress = step(store, &txn, scan, &mut state, &mut budget, visit)?;
+    if progress == Progress::More {
+        scan.state = Some(state);
+    }
+    Ok(progress)
+}
+
+fn step(
+    store: &LmdbStore,
+    txn: &Txn<'_>,
+    scan: &mut Scan,
+    state: &mut State,
+    budget: &mut usize,
+    visit: &mut dyn FnMut(Seq, EventRef<'_>) -> Visit,
+) -> Result<Progress, StoreError> {
+    while state.started < state.branches.len() {
+        if *budget == 0 {
+            return Ok(Progress::More);
+        }
+        let remaining = scan.remaining[state.branches[state.started].filter];
+        if state.advance(store, txn, state.started, remaining, budget)? {
+            state.started += 1;
+        }
+    }
+    while let Some(Reverse((pos, _))) = state.heap.peek().copied() {
+        if *budget == 0 {
+            return Ok(Progress::More);
+        }
+        *budget -= 1;
+        let record = if pos.seq > scan.up_to.0 { None } else { store.record_at(txn, Seq(pos.seq))? };
+        serve_one(store, txn, scan, state, pos, record, budget, visit)?;
+    }
+    Ok(Progress::Done)
+}
+
+/// Takes one position off every branch that has it, and serves its event at most once.
+#[expect(clippy::too_many_arguments, reason = "the loop body of `step`, cut out for reading")]
+fn serve_one(
+    store: &LmdbStore,
+    txn: &Txn<'_>,
+    scan: &mut Scan,
+    state: &mut State,
+    pos: Pos,
+    record: Option<EventRef<'_>>,
+    budget: &mut usize,
+    visit: &mut dyn FnMut(Seq, EventRef<'_>) -> Visit,
+) -> Result<(), StoreError> {
+    let mut last_filter = usize::MAX;
+    let mut verdict = None;
+    while let Some(&Reverse((head, branch))) = state.heap.peek() {
+        if head != pos {
+            break;
+        }
+        state.heap.pop();
+        // Branches of one filter stand together, and equal positions leave the heap by branch number.
+        let filter = state.branches[branch].filter;
+        if filter != last_filter && scan.remaining[filter] > 0 {
+            last_filter = filter;
+            if let Some(event) = record.filter(|event| scan.filters[filter].matches(*event)) {
+                let verdict = *verdict.get_or_insert_with(|| visit(Seq(pos.seq), event));
+                if verdict == Visit::Serve {
+                    scan.remaining[filter] = scan.remaining[filter].saturating_sub(1);
+                }
+            }
+        }
+        let remaining = scan.remaining[filter];
+        if remaining > 0 {
+            state.advance(store, txn, branch, remaining, budget)?;
+        }
+    }
+    Ok(())
+}
+
+impl State {
+    /// Puts a branch's next position on the heap. `false`: it needs another step first (a long id list).
+    fn advance(&mut self, store: &LmdbStore, txn: &Txn<'_>, at: usize, remaining: u64, budget: &mut usize) -> Result<bool, StoreError> {
+        let branch = &mut self.branches[at];
+        if branch.ready.is_empty() && !branch.fill(store, txn, remaining, budget)? {
+            return Ok(false);
+        }
+        if let Some(pos) = branch.ready.pop_front() {
+            self.heap.push(Reverse((pos, at)));
+        }
+        Ok(true)
+    }
+}
+
+impl Branch {
+    fn fill(&mut self, store: &LmdbStore, txn: &Txn<'_>, remaining: u64, budget: &mut usize) -> Result<bool, StoreError> {
+        match &mut self.walk {
+            Walk::Done => Ok(true),
+            Walk::Ids(ids) => {
+                while let Some(id) = ids.pop() {
+                    if let Some(seq) = store.seq_of(txn, &id)?
+                        && let Some(event) = store.record_at(txn, seq)?
+                    {
+                        self.ready.push_back(Pos::of(event, seq));
+                    }
+                    *budget = budget.saturating_sub(1);
+                    if *budget == 0 && !ids.is_empty() {
+                        return Ok(false);
+                    }
+                }
+                self.ready.make_contiguous().sort_unstable();
+                self.walk = Walk::Done;
+                Ok(true)
+            }
+            Walk::Index { table, prefix, next, oldest, chunk } => {
+                let want = (*chunk).min(usize::try_from(remaining).unwrap_or(usize::MAX)).max(1);
+                *chunk = (*chunk * 2).min(CHUNK_MAX);
+                let from = prefix.with(*next);
+                let rows = store.db(*table).range(txn, &keys::from(from.as_bytes())).map_err(|error| store.error(error))?;
+                let mut found = 0;
+                for row in rows.take(want) {
+                    let (key, _) = row.map_err(|error| store.error(error))?;
+                    let pos = Pos::read(key).filter(|_| key.starts_with(prefix.as_bytes()));
+                    let Some(pos) = pos.filter(|pos| pos.created_at() >= *oldest) else { break };
+                    self.ready.push_back(pos);
+                    *next = pos.after();
+                    found += 1;
+                }
+                if found < want {
+                    self.walk = Walk::Done;
+                }
+                Ok(true)
+            }
+        }
+    }
+}
+
+fn plan(scan: &Scan) -> State {
+    let mut branches = Vec::new();
+    for (i, filter) in scan.filters.iter().enumerate() {
+        if scan.remaining[i] > 0 && !filter.matches_nothing() {
+            plan_filter(filter, i, &mut branches);
+        }
+    }
+    State { heap: BinaryHeap::with_capacity(branches.len()), branches, started: 0 }
+}
+
+/// Chooses the index: ids, else a word, else the tag with the fewest values, else authors (with kinds), else kinds.
+fn plan_filter(filter: &Filter, number: usize, branches: &mut Vec<Branch>) {
+    let mut walk = |walk| branches.push(Branch { filter: number, walk, ready: VecDeque::new() });
+    let index = |table, prefix| Walk::Index {
+        table,
+        prefix,
+        next: Pos::at(filter.until.unwrap_or(u64::MAX)),
+        oldest: filter.since.unwrap_or(0),
+        chunk: CHUNK_MIN,
+    };
+    if let Some(ids) = &filter.ids {
+        return walk(Walk::Ids(ids.clone()));
+    }
+    let words = filter.search.as_deref().map(filter::search_words).unwrap_or_default();
+    if let Some(word) = words.iter().max_by_key(|word| word.len()) {
+        return walk(index(Table::Tags, keys::word(word)));
+    }
+    if let Some((letter, values)) = filter.tags.iter().min_by_key(|(_, values)| values.len()) {
+        return values.iter().for_each(|value| walk(index(Table::Tags, keys::tag(*letter, value.as_bytes()))));
+    }
+    match (&filter.authors, &filter.kinds) {
+        (Some(authors), Some(kinds)) if authors.len() * kinds.len() <= AUTHOR_KIND_BRANCHES_MAX => {
+            for author in authors {
+                kinds.iter().for_each(|kind| walk(index(Table::AuthorKinds, keys::author_kind(author, *kind))));
+            }
+        }
+        (Some(authors), _) => authors.iter().for_each(|author| walk(index(Table::Authors, keys::author(author)))),
+        (None, Some(kinds)) => kinds.iter().for_each(|kind| walk(index(Table::Kinds, keys::kind(*kind)))),
+        (None, None) => walk(index(Table::Created, Key::new(&[]))),
+    }
+}

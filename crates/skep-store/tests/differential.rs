@@ -1,0 +1,258 @@
+//! LMDB against the dumb oracle: random events and filters, the same answers. `SKEP_CASES` sets how many (the slow
+//! profile runs 100,000); a failing case prints its seed.
+#![expect(clippy::unwrap_used, reason = "a test")]
+
+use std::sync::LazyLock;
+
+use proptest::prelude::*;
+use proptest::test_runner::{Config, TestRunner};
+use secp256k1::{Keypair, SECP256K1};
+use skep_proto::{Draft, Filter, Kind, PubKey, Record};
+use skep_store::conformance::{self, put, query};
+use skep_store::{EventStore, LmdbStore, MemStore, Op, Options, Outcome, Scan, Visit};
+
+fn keys(n: u8) -> Keypair {
+    Keypair::from_seckey_slice(SECP256K1, &[n + 1; 32]).unwrap()
+}
+
+fn pubkey(n: u8) -> PubKey {
+    PubKey(keys(n).x_only_public_key().0.serialize())
+}
+
+/// A small world, so that random things meet: three authors, few times, few values.
+const KINDS: [u16; 10] = [0, 1, 4, 5, 7, 62, 1059, 10_002, 30_023, 30_078];
+const WORDS: [&str; 4] = ["bee hive", "Hive", "wax", ""];
+
+#[derive(Debug, Clone)]
+struct Plan {
+    author: u8,
+    kind: usize,
+    at: u64,
+    tags: Vec<(usize, usize)>,
+    content: usize,
+    expires: Option<u64>,
+}
+
+fn plan() -> impl Strategy<Value = Plan> {
+    (0..3u8, 0..KINDS.len(), 0..6u64, prop::collection::vec((0..5usize, 0..6usize), 0..4), 0..WORDS.len(), prop::option::weighted(0.1, 0..8u64))
+        .prop_map(|(author, kind, at, tags, content, expires)| Plan { author, kind, at, tags, content, expires })
+}
+
+/// Builds events in order, so that deletions can name earlier ones.
+fn build(plans: &[Plan]) -> Vec<Record> {
+    let mut made: Vec<Record> = Vec::new();
+    for plan in plans {
+        let kind = Kind(KINDS[plan.kind]);
+        let mut draft = Draft::new(kind, 100 + plan.at, WORDS[plan.content]);
+        for (name, value) in &plan.tags {
+            let earlier = made.get(value * 3);
+            draft = match (name, earlier) {
+                (0, Some(earlier)) => draft.tag(["e", &earlier.as_ref().id().to_hex()]),
+                (1, Some(earlier)) => {
+                    let e = earlier.as_ref();
+                    let d = std::str::from_utf8(e.identifier()).unwrap().to_owned();
+                    draft.tag(["a", &format!("{}:{}:{d}", e.kind(), e.pubkey())])
+                }
+                (2, _) => draft.tag(["p", &pubkey(*value as u8 % 3).to_hex()]),
+                (3, _) => draft.tag(["d", &format!("{}{}", "x".repeat(300), value % 2)]),
+                _ => draft.tag(["t", ["a", "b", ""][value % 3]]),
+            };
+        }
+        if let Some(expires) = plan.expires {
+            draft = draft.tag(["expiration", &(100 + expires).to_string()]);
+        }
+        made.push(draft.sign(&keys(plan.author), &[0; 32]).into_record());
+    }
+    made
+}
+
+#[derive(Debug, Clone)]
+struct FilterPlan {
+    ids: Option<Vec<usize>>,
+    authors: Option<Vec<u8>>,
+    kinds: Option<Vec<usize>>,
+    t: Option<Vec<usize>>,
+    p: Option<Vec<u8>>,
+    since: Option<u64>,
+    until: Option<u64>,
+    limit: Option<u64>,
+    search: Option<usize>,
+}
+
+fn filter_plan() -> impl Strategy<Value = FilterPlan> {
+    let list = |n: usize| prop::option::weighted(0.35, prop::collection::vec(0..n, 0..4));
+    let keys = || prop::option::weighted(0.3, prop::collection::vec(0..4u8, 0..4));
+    (
+        prop::option::weighted(0.15, prop::collection::vec(0..30usize, 0..6)),
+        keys(),
+        list(KINDS.len()),
+        list(3),
+        keys(),
+        prop::option::weighted(0.3, 0..7u64),
+        prop::option::weighted(0.3, 0..7u64),
+        prop::option::weighted(0.4, 0..6u64),
+        prop::option::weighted(0.1, 0..3usize),
+    )
+        .prop_map(|(ids, authors, kinds, t, p, since, until, limit, search)| FilterPlan {
+            ids, authors, kinds, t, p, since, until, limit, search,
+        })
+}
+
+fn filter(plan: &FilterPlan, records: &[Record]) -> Filter {
+    let mut tags = Vec::new();
+    if let Some(values) = &plan.t {
+        tags.push((b't', values.iter().map(|v| ["a", "b", ""][*v].to_owned()).collect()));
+    }
+    if let Some(values) = &plan.p {
+        tags.push((b'p', values.iter().map(|v| pubkey(v % 3).to_hex()).collect()));
+    }
+    Filter {
+        ids: plan.ids.as_ref().map(|ids| ids.iter().filter_map(|i| records.get(*i)).map(|r| r.as_ref().id()).collect()),
+        authors: plan.authors.as_ref().map(|all| all.iter().map(|n| pubkey(*n)).collect()),
+        kinds: plan.kinds.as_ref().map(|all| all.iter().map(|n| Kind(KINDS[*n])).collect()),
+        tags,
+        since: plan.since.map(|t| 100 + t),
+        until: plan.until.map(|t| 100 + t),
+        limit: plan.limit,
+        search: plan.search.map(|n| WORDS[n].to_owned()),
+        unknown: None,
+    }
+    .normalized()
+}
+
+fn words_of(record: &Record) -> Vec<String> {
+    let event = record.as_ref();
+    if !skep_proto::kind::rule(event.kind()).search {
+        return Vec::new();
+    }
+    skep_proto::filter::words(&skep_proto::filter::content_of(event).unwrap()).collect()
+}
+
+fn put_with_words(store: &dyn EventStore, record: &Record) -> Outcome {
+    let op = Op::Put { record: record.clone(), words: words_of(record), guard: None };
+    store.apply(vec![op]).unwrap().pop().unwrap()
+}
+
+/// The kind of outcome: numbers differ between stores.
+fn shape(outcome: &Outcome) -> std::mem::Discriminant<Outcome> {
+    std::mem::discriminant(outcome)
+}
+
+/// One store for all cases: opening LMDB costs more than a case. Each case empties it by opening a new directory
+/// only every so often; between, keys differ by case.
+struct Fresh {
+    dir: tempfile::TempDir,
+    count: u32,
+}
+
+static NOTHING: LazyLock<Filter> = LazyLock::new(Filter::new);
+
+fn cases(default: u32) -> u32 {
+    std::env::var("SKEP_CASES").ok().and_then(|text| text.parse().ok()).unwrap_or(default)
+}
+
+#[test]
+fn lmdb_and_the_oracle_give_the_same_answers() {
+    let mut fresh = Fresh { dir: tempfile::tempdir_in(scratch()).unwrap(), count: 0 };
+    let mut runner = TestRunner::new(Config { cases: cases(400) / 20, failure_persistence: None, ..Config::default() });
+    // Each case stores up to 30 events and asks 20 questions: a case of the issue is one question.
+    let strategy = (prop::collection::vec(plan(), 1..30), prop::collection::vec(prop::collection::vec(filter_plan(), 1..4), 20));
+    let fresh = std::cell::RefCell::new(&mut fresh);
+    runner
+        .run(&strategy, |(plans, questions)| {
+            let mut fresh = fresh.borrow_mut();
+            fresh.count += 1;
+            let dir = fresh.dir.path().join(fresh.count.to_string());
+            let lmdb = LmdbStore::open(&Options { map_bytes: 64 << 20, is_durable: false, ..Options::new(&dir) }).unwrap();
+            let mem = MemStore::default();
+            let records = build(&plans);
+            for record in &records {
+                let (real, oracle) = (put_with_words(&lmdb, record), put_with_words(&mem, record));
+                prop_assert_eq!(shape(&real), shape(&oracle), "{:?}: {:?} {:?}", record, real, oracle);
+            }
+            for question in &questions {
+                let filters: Vec<Filter> = question.iter().map(|plan| filter(plan, &records)).collect();
+                let (real, oracle) = (query(&lmdb, &filters), query(&mem, &filters));
+                prop_assert_eq!(ids(&real), ids(&oracle), "{:?}", filters);
+                prop_assert_eq!(hidden(&lmdb, &filters), hidden(&mem, &filters), "hiding, {:?}", filters);
+            }
+            let sweep = |store: &dyn EventStore| store.apply(vec![Op::Sweep { now: 104, most: 1_000 }]).unwrap();
+            prop_assert_eq!(sweep(&lmdb), sweep(&mem));
+            prop_assert_eq!(ids(&query(&lmdb, &[NOTHING.clone()])), ids(&query(&mem, &[NOTHING.clone()])));
+            drop(lmdb);
+            std::fs::remove_dir_all(&dir).unwrap();
+            Ok(())
+        })
+        .unwrap();
+}
+
+/// What is served when every second author is hidden: hidden events must not use up a limit.
+fn hidden(store: &dyn EventStore, filters: &[Filter]) -> Vec<String> {
+    let newest = skep_proto::Seq(store.next_seq().0 - 1);
+    let scan = Scan::new(filters.to_vec().into(), newest, 10_000);
+    let hide = pubkey(1);
+    let found = store.collect(scan, &mut |event| if event.pubkey() == hide { Visit::Hide } else { Visit::Serve }).unwrap();
+    ids(&found)
+}
+
+fn ids(records: &[Record]) -> Vec<String> {
+    records.iter().map(|record| record.as_ref().id().to_hex()).collect()
+}
+
+/// Memory-backed when there is some: these tests are about answers, not about disks.
+fn scratch() -> std::path::PathBuf {
+    let shm = std::path::Path::new("/dev/shm");
+    if shm.is_dir() { shm.into() } else { std::env::temp_dir() }
+}
+
+#[test]
+fn both_stores_pass_the_conformance_suite() {
+    let dir = tempfile::tempdir_in(scratch()).unwrap();
+    let fresh = |name: &str| -> [Box<dyn EventStore>; 2] {
+        [Box::new(MemStore::default()), Box::new(LmdbStore::open(&Options::new(dir.path().join(name))).unwrap())]
+    };
+    let record = |kind: u16, at: u64| Draft::new(Kind(kind), at, "x").sign(&keys(0), &[0; 32]).into_record();
+    let records: Vec<Record> = (0..40).map(|at| record(if at % 3 == 0 { 0 } else { 1 }, at)).collect();
+    fresh("numbers").iter().for_each(|store| conformance::numbers_only_grow(&**store, &records));
+    fresh("guard").iter().for_each(|store| conformance::a_refused_guard_leaves_no_trace(&**store, &record(1, 1), &record(1, 2)));
+    fresh("facts").iter().for_each(|store| conformance::owners_and_policy_are_kept(&**store));
+}
+
+#[test]
+fn a_deletion_that_came_first_blocks_its_author_only() {
+    let dir = tempfile::tempdir_in(scratch()).unwrap();
+    let store = LmdbStore::open(&Options::new(dir.path().join("s"))).unwrap();
+    let target = Draft::new(Kind(1), 5, "mine").sign(&keys(0), &[0; 32]).into_record();
+    let deletion = |author| Draft::new(Kind(5), 6, "").tag(["e", &target.as_ref().id().to_hex()]).sign(&keys(author), &[0; 32]);
+    assert!(matches!(put(&store, deletion(1).record()), Outcome::Stored(_)));
+    assert!(matches!(put(&store, &target), Outcome::Stored(_)), "another's deletion does not block");
+    assert!(matches!(put(&store, deletion(0).record()), Outcome::Stored(_)));
+    assert_eq!(query(&store, &[Filter { kinds: Some(vec![Kind(1)]), ..Filter::new() }]), []);
+    assert_eq!(put(&store, &target), Outcome::Deleted, "it cannot come back");
+}
+
+#[test]
+fn numbers_are_not_used_again_after_ephemeral_events_and_a_restart() {
+    let dir = tempfile::tempdir_in(scratch()).unwrap();
+    let options = Options::new(dir.path().join("s"));
+    let ring = |store: &LmdbStore| {
+        let record = Draft::new(Kind(20_001), 5, "").sign(&keys(0), &[0; 32]).into_record();
+        let outcomes = store.apply(vec![Op::Ring(record)]).unwrap();
+        let [Outcome::Stored(changes)] = outcomes.as_slice() else { panic!("{outcomes:?}") };
+        changes[0].seq
+    };
+    let store = LmdbStore::open(&options).unwrap();
+    let first = ring(&store);
+    drop(store);
+    let store = LmdbStore::open(&options).unwrap();
+    assert!(ring(&store) > first);
+}
+
+#[test]
+fn a_second_process_is_kept_out() {
+    let dir = tempfile::tempdir_in(scratch()).unwrap();
+    let options = Options::new(dir.path().join("s"));
+    let _store = LmdbStore::open(&options).unwrap();
+    let error = LmdbStore::open(&options).unwrap_err();
+    assert!(matches!(error, skep_store::StoreError::Locked { .. }), "{error}");
+}
