@@ -45,13 +45,15 @@ pub fn check(root: &Path) -> Result<()> {
 }
 
 fn pages(root: &Path) -> Result<Vec<Page>> {
-    Ok(vec![
+    let mut pages = vec![
         Page { name: "kinds.md", text: tables::kinds() },
         Page { name: "limits.md", text: tables::limits(root)? },
         Page { name: "config.md", text: tables::config() },
         Page { name: "metrics.md", text: tables::metrics() },
         Page { name: "cli.md", text: cli::help(root)? },
-    ])
+    ];
+    pages.iter_mut().for_each(|page| page.text.truncate(page.text.trim_end().len() + 1));
+    Ok(pages)
 }
 
 /// The first line, from 1, in which two texts differ.

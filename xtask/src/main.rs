@@ -8,6 +8,7 @@
 //!
 //! Must not: change anything but the generated pages, or reach the network.
 
+#[cfg(feature = "docs")]
 mod docs;
 mod tidy;
 
@@ -34,7 +35,9 @@ fn run(args: &[&str]) -> Result<()> {
     let root = root()?;
     match args {
         ["tidy"] => tidy::run(&root),
+        #[cfg(feature = "docs")]
         ["docs"] => docs::write(&root),
+        #[cfg(feature = "docs")]
         ["docs", "--check"] => docs::check(&root),
         _ => bail!(USAGE),
     }

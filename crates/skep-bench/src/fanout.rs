@@ -151,16 +151,8 @@ impl Fanout {
                 1 => format!(r#""since":{}"#, unix_now() - 60),
                 _ => format!(r##""#t":["{}"]"##, group_name(plan, index % plan.groups)),
             };
-            conn.send(format!(r#"["REQ","f",{{"kinds":[{}],{condition},"limit":1}}]"#, self.kind).into()).await?;
-        }
-        for conn in conns {
-            loop {
-                match Answer::read(&conn.recv().await?) {
-                    Answer::Eose => break,
-                    Answer::Closed { message } => bail!("the relay refused a subscription: {message}"),
-                    _ => {}
-                }
-            }
+            let req = format!(r#"["REQ","f",{{"kinds":[{}],{condition},"limit":1}}]"#, self.kind);
+            conn.subscribe(req, self.common.stall()).await?;
         }
         Ok(())
     }
@@ -209,7 +201,6 @@ impl Fanout {
         meter.stop(received, sheet);
         sheet.set_rate(received, (last - first).as_secs_f64());
         sheet.set_latencies(&mut latencies);
-        sheet.set(Metric::Stored, tally.stored as f64);
         sheet.set(Metric::Missing, missing as f64);
         if missing > 0 {
             sheet.fault(format!("{missing} of {} deliveries are missing", missing as u64 + received));

@@ -124,6 +124,7 @@ impl Tally {
     /// Rates count stored events only; everything else is a fault.
     pub fn write_to(&mut self, sheet: &mut Sheet, seconds: f64) {
         sheet.set_rate(self.stored, seconds);
+        sheet.set(Metric::Stored, self.stored as f64);
         sheet.set_latencies(&mut self.latencies);
         if let Some(lags) = self.lags.quantiles() {
             sheet.set(Metric::SendLagP99Ms, lags.p99);

@@ -8,7 +8,7 @@ use crate::conn::{Buffers, Conn};
 use crate::corpus::{Corpus, Signed};
 use crate::flow;
 use crate::meter::Meter;
-use crate::sheet::{Metric, Outcome, Sheet};
+use crate::sheet::{Outcome, Sheet};
 
 #[derive(Debug, Clone, Args)]
 pub struct Ingest {
@@ -37,7 +37,6 @@ impl Ingest {
                 let (mut tally, seconds, _conns) = flow::publish_all(conns, events, self.window, stall).await?;
                 meter.stop(tally.answered(), &mut sheet);
                 tally.write_to(&mut sheet, seconds);
-                sheet.set(Metric::Stored, tally.stored as f64);
                 Ok(vec![sheet])
             })
         })

@@ -14,32 +14,70 @@ const TICKS_PER_SECOND: f64 = 100.0;
 /// Measures the server, when its pid is known, and ourselves, over one run.
 pub struct Meter {
     pid: Option<u32>,
-    server_before: Option<f64>,
-    client_before: Option<f64>,
+    before: Clocks,
+}
+
+/// CPU seconds so far.
+#[derive(Debug, Clone, Copy)]
+struct Clocks {
+    server: Option<f64>,
+    client: Option<f64>,
+    machine: Option<Machine>,
+}
+
+/// Of all cores together.
+#[derive(Debug, Clone, Copy, PartialEq)]
+struct Machine {
+    /// Worked, for whomever, or taken by the hypervisor.
+    busy: f64,
+    all: f64,
+}
+
+impl Clocks {
+    fn read(pid: Option<u32>) -> Self {
+        Self {
+            server: pid.and_then(|pid| cpu_seconds(&pid.to_string()).ok()),
+            client: cpu_seconds("self").ok(),
+            machine: fs::read_to_string("/proc/stat").ok().and_then(|stat| parse_machine(&stat)),
+        }
+    }
 }
 
 impl Meter {
     pub fn start(pid: Option<u32>) -> Self {
-        let server_before = pid.and_then(|pid| cpu_seconds(&pid.to_string()).ok());
-        Self { pid, server_before, client_before: cpu_seconds("self").ok() }
+        Self { pid, before: Clocks::read(pid) }
     }
 
-    /// Writes CPU per operation, and the server's memory, on the sheet.
+    /// Writes CPU per operation, the server's memory, and what others took of the machine, on the sheet.
     pub fn stop(self, operations: u64, sheet: &mut Sheet) {
+        let (before, after) = (self.before, Clocks::read(self.pid));
+        let spent = |before: Option<f64>, after: Option<f64>| Some(after? - before?);
         let per_operation = |seconds: f64| seconds * 1e6 / operations.max(1) as f64;
-        if let (Some(before), Ok(after)) = (self.client_before, cpu_seconds("self")) {
-            sheet.set(Metric::ClientCpuUs, per_operation(after - before));
+        let client = spent(before.client, after.client);
+        if let Some(seconds) = client {
+            sheet.set(Metric::ClientCpuUs, per_operation(seconds));
         }
         let Some(pid) = self.pid else { return };
-        match (self.server_before, cpu_seconds(&pid.to_string()), memory(pid)) {
-            (Some(before), Ok(after), Ok(memory)) => {
-                sheet.set(Metric::ServerCpuUs, per_operation(after - before));
-                sheet.set(Metric::ServerRssMib, memory.resident / 1024.0);
-                sheet.set(Metric::ServerAnonMib, memory.anonymous / 1024.0);
-            }
-            _ => sheet.fault(format!("process {pid} was not there for the whole run")),
+        let (Some(server), Ok(memory)) = (spent(before.server, after.server), memory(pid)) else {
+            return sheet.fault(format!("process {pid} was not there for the whole run"));
+        };
+        sheet.set(Metric::ServerCpuUs, per_operation(server));
+        sheet.set(Metric::ServerRssMib, memory.resident / 1024.0);
+        sheet.set(Metric::ServerAnonMib, memory.anonymous / 1024.0);
+        if let (Some(client), Some(before), Some(after)) = (client, before.machine, after.machine) {
+            let others = (after.busy - before.busy - client - server).max(0.0);
+            sheet.set(Metric::OthersPercent, 100.0 * others / (after.all - before.all).max(0.01));
         }
     }
+}
+
+/// The first line of `/proc/stat`: user, nice, system, idle, iowait, irq, softirq, steal; guests are in user.
+fn parse_machine(stat: &str) -> Option<Machine> {
+    let line = stat.lines().next()?.strip_prefix("cpu ")?;
+    let ticks: Vec<f64> = line.split_ascii_whitespace().take(8).map_while(|field| field.parse().ok()).collect();
+    let all = ticks.iter().sum::<f64>() / TICKS_PER_SECOND;
+    let idle = (ticks.get(3)? + ticks.get(4)?) / TICKS_PER_SECOND;
+    Some(Machine { busy: all - idle, all })
 }
 
 /// User and system time so far; `process` is a pid or `self`.
@@ -99,6 +137,12 @@ mod tests {
         let stat = "7 (a) b)) S 1 2 3 4 5 6 7 8 9 10 150 50 0 0 20 0";
         assert_eq!(parse_stat(stat), Some(2.0));
         assert_eq!(parse_stat("nonsense"), None);
+    }
+
+    #[test]
+    fn waiting_for_a_disk_is_not_work() {
+        let stat = "cpu  100 0 100 700 100 0 0 0 50 0\ncpu0 1 1\n";
+        assert_eq!(parse_machine(stat), Some(Machine { busy: 2.0, all: 10.0 }));
     }
 
     #[test]

@@ -76,7 +76,6 @@ impl Preload {
         // Ours is mostly signing here, which is no part of a client's cost of sending.
         sheet.unset(Metric::ClientCpuUs);
         total.write_to(&mut sheet, seconds);
-        sheet.set(Metric::Stored, total.stored as f64);
         Ok(sheet)
     }
 }

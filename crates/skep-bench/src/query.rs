@@ -8,14 +8,14 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
 use clap::{Args, ValueEnum};
 use tokio::task::JoinSet;
 use tokio_tungstenite::tungstenite::Utf8Bytes;
 
 use crate::answer::Answer;
 use crate::cli::{Common, FromManifest};
-use crate::conn::{Buffers, Conn};
+use crate::conn::{Buffers, Conn, within};
 use crate::corpus::{Manifest, mix};
 use crate::flow::{Progress, join_all};
 use crate::latency::Latencies;
@@ -157,8 +157,10 @@ impl Query {
         let mut conns = Conn::open_all(target, Buffers::Wide, connections.max(1)).await?;
         let progress = Arc::new(Progress::default());
         // One request to each connection before the clock: a first subscription allocates, an accept may be pending.
+        let mut heard = Heard::default();
         for conn in &mut conns {
-            ask(conn, &pool[0], self.load.close, &mut Heard::default(), &progress).await?;
+            let first = ask(conn, &pool[0], self.load.close, &mut heard, &progress);
+            within(self.common.stall(), first).await.with_context(|| label.clone())?;
         }
         let budget = Arc::new(AtomicU64::new(self.load.requests.unwrap_or(u64::MAX)));
         let meter = Meter::start(self.common.pid);
@@ -179,7 +181,7 @@ impl Query {
                 Ok(heard)
             });
         }
-        let all = join_all(tasks, &progress, self.common.stall()).await?;
+        let all = join_all(tasks, &progress, self.common.stall()).await.with_context(|| label.clone())?;
         let seconds = start.elapsed().as_secs_f64();
         Ok(write(label, all, seconds, meter))
     }

@@ -10,11 +10,10 @@ use anyhow::{Context, Result, anyhow, bail, ensure};
 use clap::{Args, ValueEnum};
 use negentropy::{Id, Negentropy, NegentropyStorageVector};
 use skep_proto::{EventId, reconcile::guard};
-use tokio::time::timeout;
 
 use crate::answer::Answer;
 use crate::cli::{Common, FromManifest, at_least_one};
-use crate::conn::{Buffers, Conn};
+use crate::conn::{Buffers, Conn, within};
 use crate::corpus::{Corpus, Manifest};
 use crate::meter::Meter;
 use crate::sheet::{Metric, Outcome, Sheet};
@@ -133,9 +132,7 @@ async fn talk(
         ensure!(talk.rounds <= ROUNDS_MAX, "no end after {ROUNDS_MAX} rounds");
         talk.sent += frame.len();
         conn.send(frame.into()).await?;
-        let (message, bytes) = timeout(stall, hear(conn))
-            .await
-            .map_err(|_| anyhow!("the relay answered nothing for {} s; does it support NIP-77?", stall.as_secs()))??;
+        let (message, bytes) = within(stall, hear(conn)).await.context("negentropy (NIP-77)")?;
         talk.received += bytes;
         let Talk { have, need, .. } = &mut talk;
         match client.reconcile_with_ids(&message, have, need).map_err(wrong)? {

@@ -47,12 +47,21 @@ pub fn screen(world: &World, origin: Origin, event: &RawEvent, event_bytes: usiz
     if event_bytes > limits.event_bytes {
         return Err(Prefix::Invalid.because(format!("the event is larger than {} bytes", limits.event_bytes)));
     }
+    if event.content.chars().count() > limits.content_chars() {
+        return Err(Prefix::Invalid.because(format!("the content has more than {} characters", limits.content_chars())));
+    }
     if event.tags.len() > limits.tags {
         return Err(Prefix::Invalid.because(format!("the event has more than {} tags", limits.tags)));
     }
     let is_long = |tag: skep_proto::tag::Tag<'_>| tag.elements().any(|text| text.len() > limits.tag_value_bytes);
     if event.tags.iter().any(is_long) {
         return Err(Prefix::Invalid.because(format!("a tag value is longer than {} bytes", limits.tag_value_bytes)));
+    }
+    if world.is_banned(&event.pubkey) {
+        return Err(Prefix::Blocked.because("this key is banned here"));
+    }
+    if world.is_event_banned(&event.id) {
+        return Err(Prefix::Blocked.because("this event is banned here"));
     }
     if !world.takes_kind(event.kind) {
         return Err(Prefix::Blocked.because(format!("kind {} is not taken here", event.kind)));
@@ -141,12 +150,6 @@ pub fn judge(
 }
 
 fn judge_author(world: &World, origin: Origin, from: &Deliverer, event: &VerifiedEvent) -> Result<(), Refusal> {
-    if world.is_banned(&event.pubkey) {
-        return Err(Prefix::Blocked.because("this key is banned here"));
-    }
-    if world.is_event_banned(&event.id) {
-        return Err(Prefix::Blocked.because("this event is banned here"));
-    }
     if let Some((_, bound)) = from.bound.iter().find(|(key, _)| *key == event.pubkey)
         && !bound.allow_kind(event.kind)
     {
@@ -168,8 +171,9 @@ fn judge_author(world: &World, origin: Origin, from: &Deliverer, event: &Verifie
     let is_free = event.kind == Kind::VANISH || rule.write == WriteRule::Membership;
     if world.is_closed && !is_free {
         let stands = |key: &PubKey| world.has_standing(key);
-        let admitted = stands(&event.pubkey) || (event.kind == Kind::GIFT_WRAP && from.readers.iter().any(stands));
-        if !admitted {
+        let is_delivered = from.readers.iter().any(stands);
+        // A wrap's author is a throw-away key; whoever delivers it stands for it.
+        if !(is_delivered && (stands(&event.pubkey) || event.kind == Kind::GIFT_WRAP)) {
             return Err(needs_auth(from, "only members publish here"));
         }
     }
@@ -199,7 +203,7 @@ fn judge_channels(world: &World, event: &VerifiedEvent) -> Result<(), Refusal> {
 }
 
 fn judge_metric(world: &World, origin: Origin, from: &Deliverer, event: &VerifiedEvent) -> Result<(), Refusal> {
-    let metric = agent::metric(event).map_err(|error| Prefix::Invalid.because(error.to_string()))?;
+    let metric = agent::metric(event).map_err(|error| Prefix::Restricted.because(error.to_string()))?;
     let is_there = from.readers.iter().any(|key| *key == metric.agent);
     if origin == Origin::Client && !is_there {
         return Err(needs_auth(from, "a turn metric is taken from its agent only"));

@@ -9,7 +9,7 @@ use skep_proto::{Filter, Kind, Prefix, PubKey, RawEvent, Refusal, Timestamp, lim
 use crate::intake::{Deliverer, host_of};
 use crate::rate::{Bucket, Rate};
 use crate::world::{Ownership, Source};
-use crate::{World, access};
+use crate::{Readers, World, access};
 
 /// The two clocks that a decision may need.
 #[derive(Debug, Clone, Copy)]
@@ -230,23 +230,7 @@ impl Session {
             return Err(Prefix::Blocked.because(format!("more than {} subscriptions on one connection", limits.subscriptions)));
         }
         check_filters(world, filters)?;
-        self.check_reader(world, filters)
-    }
-
-    fn check_reader(&self, world: &World, filters: &[Filter]) -> Result<(), Refusal> {
-        let readers = &self.from.readers;
-        if world.is_closed && !readers.iter().any(|key| world.has_standing(key)) {
-            return Err(if readers.is_empty() {
-                Prefix::AuthRequired.because("this relay is for its members")
-            } else {
-                Prefix::Restricted.because("this relay is for its members")
-            });
-        }
-        let only_gated = |filter: &Filter| access::asks_only_for_gated(filter.kinds.as_deref());
-        if readers.is_empty() && filters.iter().all(only_gated) {
-            return Err(Prefix::AuthRequired.because("these kinds are read by their recipients only"));
-        }
-        Ok(())
+        check_reader(world, &self.from.readers, filters)
     }
 
     fn handle_neg_open(&mut self, world: &World, now: Now, sub: SubId, filter: Box<Filter>, hex: &str, out: &mut Vec<Effect>) {
@@ -305,6 +289,20 @@ pub fn check_filters(world: &World, filters: &[Filter]) -> Result<(), Refusal> {
     }
     if !world.is_search_on && filters.iter().any(|filter| filter.search.is_some()) {
         return Err(Prefix::Unsupported.because("search is off on this relay"));
+    }
+    Ok(())
+}
+
+/// The rule about readers that holds on every path. A filter that could match a gated kind is not refused for that:
+/// what the reader may not see is simply not there.
+pub fn check_reader(world: &World, readers: &Readers, filters: &[Filter]) -> Result<(), Refusal> {
+    if world.is_closed && !readers.iter().any(|key| world.has_standing(key)) {
+        let prefix = if readers.is_empty() { Prefix::AuthRequired } else { Prefix::Restricted };
+        return Err(prefix.because("this relay is for its members"));
+    }
+    let only_gated = |filter: &Filter| access::asks_only_for_gated(filter.kinds.as_deref());
+    if readers.is_empty() && filters.iter().all(only_gated) {
+        return Err(Prefix::AuthRequired.because("these kinds are read by their recipients only"));
     }
     Ok(())
 }

@@ -17,9 +17,10 @@ mod tally;
 
 pub use compact::{Compacted, compact};
 pub use export::{Written, export_relay, export_store};
-pub use import::{Source, import_relay, import_store};
-pub use offline::{Fate, Offline};
+pub use import::{Import, Source, import_relay, import_store};
+pub use offline::{Fate, Missing, Offline};
 pub use pages::Pages;
+pub(crate) use pages::fetch;
 pub use pipeline::Pipeline;
 pub use resume::Journal;
 pub use tally::{BadLine, Tally};

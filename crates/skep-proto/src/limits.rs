@@ -68,8 +68,8 @@ pub const OUTBOX_STALL_SECS: u64 = 10;
 pub const RING_EVENTS_MAX: usize = 65_536;
 pub const RING_BYTES_MAX: usize = 64 * 1024 * KIB;
 
-/// Work of one scan slice, in records looked at. 64 x about 3 µs is 200 µs, then other connections run.
-pub const SLICE_RECORDS_MAX: usize = 64;
+/// Work of one scan slice, in records looked at. 256 x about 1 µs is 256 µs, then other connections run.
+pub const SLICE_RECORDS_MAX: usize = 256;
 
 /// Malformed messages in a minute before a connection is cut.
 pub const STRIKES_PER_MINUTE_MAX: u32 = 20;
@@ -144,6 +144,16 @@ limits! {
     requests_per_second: u32 = 1_000, "requests/s";
     /// One uploaded blob.
     blob_bytes: usize = 64 * 1024 * KIB, "bytes";
+}
+
+/// Bytes of an event as JSON beside its tags and content: ids, keys, signature, names and numbers.
+pub const EVENT_ENVELOPE_BYTES: usize = 342;
+
+impl Limits {
+    /// The longest content, in characters: one that is ASCII, in an event without tags, just fits.
+    pub fn content_chars(&self) -> usize {
+        self.event_bytes.saturating_sub(EVENT_ENVELOPE_BYTES)
+    }
 }
 
 #[cfg(test)]

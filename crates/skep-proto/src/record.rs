@@ -55,6 +55,11 @@ impl Record {
         Some(Self(bytes.into()))
     }
 
+    /// The bytes, shared with whoever else has this record.
+    pub fn into_bytes(self) -> Arc<[u8]> {
+        self.0
+    }
+
     pub fn as_ref(&self) -> EventRef<'_> {
         EventRef(&self.0)
     }

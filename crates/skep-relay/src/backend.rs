@@ -33,6 +33,10 @@ impl Backend for Shared {
         Shared::use_token(self, id, now)
     }
 
+    fn policy_turn(&self) -> &tokio::sync::Mutex<()> {
+        &self.policy_turn
+    }
+
     async fn apply(&self, change: Change) -> Result<(), Refusal> {
         match change {
             Change::Nothing => Ok(()),

@@ -193,17 +193,14 @@ impl Conn {
         first: Option<Result<Message, WsError>>,
         socket: &mut WebSocketStream<S>,
     ) -> Option<End> {
-        let mut next = first;
-        let mut ended = None;
-        for _ in 0..READ_IN_A_ROW_MAX {
-            ended = self.handle_message(next).await;
+        let mut ended = self.handle_message(first).await;
+        for _ in 1..READ_IN_A_ROW_MAX {
             if ended.is_some() || self.scans.len() >= SCANS_MAX {
                 break;
             }
-            match socket.next().now_or_never() {
-                Some(message) => next = message,
-                None => break,
-            }
+            // What is taken off the socket here is handled here: nothing may be read and left.
+            let Some(message) = socket.next().now_or_never() else { break };
+            ended = self.handle_message(message).await;
         }
         self.submit_events().await;
         ended

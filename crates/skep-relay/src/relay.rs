@@ -9,7 +9,7 @@ use std::time::Duration;
 use secp256k1::Keypair;
 use skep_core::World;
 use skep_core::world::{Ownership, Policy};
-use skep_proto::{PubKey, Seq};
+use skep_proto::{PubKey, Refusal, Seq};
 use skep_store::{BlobStore, EventStore, LmdbStore, Op, Options, Outcome, StoreError, Tail, Writer};
 use tokio::net::TcpListener;
 use tokio_util::task::TaskTracker;
@@ -115,6 +115,16 @@ impl Relay {
 
     pub fn store(&self) -> &Arc<LmdbStore> {
         &self.store
+    }
+
+    /// Commits operations past the door: for the node's own records, and for tests that need events of every kind.
+    pub async fn commit(&self, ops: Vec<Op>) -> Result<Vec<Outcome>, Refusal> {
+        self.shared.commit(ops).await
+    }
+
+    /// Lets a committed ownership bite.
+    pub fn learn(&self, agent: PubKey, row: Ownership) {
+        self.shared.learn(agent, row);
     }
 
     /// Stops accepting, closes connections, commits what was accepted. Takes ten seconds at most.

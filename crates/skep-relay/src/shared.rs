@@ -48,7 +48,7 @@ pub struct Shared {
     pub(crate) next_conn: AtomicU64,
     pub(crate) stop: CancellationToken,
     /// Whoever reads the policy to change it holds this until the change is committed.
-    policy_turn: tokio::sync::Mutex<()>,
+    pub(crate) policy_turn: tokio::sync::Mutex<()>,
     /// For threads of the pool that wait for a commit.
     pub(crate) runtime: tokio::runtime::Handle,
     keys: Keypair,

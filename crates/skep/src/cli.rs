@@ -1,10 +1,15 @@
 //! The command line, as clap reads it. Each verb has its module in [`crate::command`].
 
+mod operate;
+
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 
 use crate::error::exit_code_help;
+
+use operate::{CHANNELS_HELP, DOCTOR_HELP, EXPORT_HELP, IMPORT_HELP};
+pub use operate::{ChannelsArgs, Dir, ExportArgs, ImportArgs, RelayCommand, SyncArgs};
 
 /// The relay that commands speak to when none is named.
 pub const RELAY_DEFAULT: &str = "ws://127.0.0.1:7777";
@@ -34,6 +39,21 @@ pub enum Command {
     /// Run a relay on this machine.
     #[command(after_help = RELAY_HELP, args_conflicts_with_subcommands = true)]
     Relay(RelayRun),
+    /// Take in events from JSONL.
+    #[command(after_help = IMPORT_HELP)]
+    Import(ImportArgs),
+    /// Write events as JSONL.
+    #[command(after_help = EXPORT_HELP)]
+    Export(ExportArgs),
+    /// List the channels that have a rule, and the rule.
+    #[command(after_help = CHANNELS_HELP)]
+    Channels(ChannelsArgs),
+    /// See whether everything is in order, and how to mend what is not.
+    #[command(after_help = DOCTOR_HELP)]
+    Doctor {
+        #[command(flatten)]
+        settings: SettingsArgs,
+    },
 }
 
 const RELAY_HELP: &str = "\
@@ -41,12 +61,15 @@ Examples:
   skep relay                                   on ws://127.0.0.1:7777, events in ~/.skep/relay
   skep relay --listen 0.0.0.0:7777 --config skep.toml
   skep relay compact                           while the relay is down
+  skep relay sync wss://relay.example          exchange what either lacks
 
 It prints one line when it serves. SIGTERM or Ctrl-C stops it within 10 seconds; nothing acknowledged is lost,
 whatever stops it.";
 
 #[derive(Debug, Args)]
 pub struct RelayRun {
+    #[command(subcommand)]
+    pub command: Option<RelayCommand>,
     #[command(flatten)]
     pub settings: SettingsArgs,
     /// Address and port to serve on; port 0 takes a free one.

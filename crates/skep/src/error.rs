@@ -10,6 +10,7 @@ use skep_node::config::ConfigError;
 use skep_node::home::HomeError;
 use skep_node::keys::KeyError;
 use skep_node::relay::UpError;
+use skep_node::transfer::TransferError;
 
 use crate::screen::escape;
 
@@ -143,6 +144,33 @@ impl From<ClientError> for CliError {
         };
         Self { kind, cause: error.to_string(), hint: error.hint() }
     }
+}
+
+impl From<TransferError> for CliError {
+    fn from(error: TransferError) -> Self {
+        let (cause, hint) = (error.to_string(), error.hint());
+        let kind = match error {
+            TransferError::Client(error) => return error.into(),
+            TransferError::Key(error) => return error.into(),
+            TransferError::Home(error) => home_kind(&error),
+            TransferError::Output(error) if error.kind() == io::ErrorKind::BrokenPipe => Kind::ClosedPipe,
+            TransferError::File { cause, .. } if is_mistake(&cause) => Kind::Input,
+            TransferError::File { cause, .. } if cause.kind() == io::ErrorKind::PermissionDenied => Kind::Permission,
+            TransferError::Config(_) | TransferError::NoStore { .. } | TransferError::Input(_) => Kind::Input,
+            TransferError::BadLine { .. } | TransferError::Crowded { .. } | TransferError::NoReconciliation { .. } => {
+                Kind::Refused
+            }
+            TransferError::Reconciliation { .. } => Kind::Network,
+            _ => Kind::Internal,
+        };
+        Self { kind, cause, hint }
+    }
+}
+
+/// Whether a path was named that is not what it should be.
+fn is_mistake(cause: &io::Error) -> bool {
+    use io::ErrorKind::{IsADirectory, NotADirectory, NotFound};
+    matches!(cause.kind(), NotFound | NotADirectory | IsADirectory)
 }
 
 /// From writing our own output.

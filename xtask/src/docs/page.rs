@@ -2,7 +2,9 @@
 
 /// The head of a generated page.
 pub fn head(title: &str, source: &str, intro: &str) -> String {
-    format!("# {title}\n\n<!-- Written by `cargo xtask docs` from {source}. Do not edit: change the code. -->\n\n{intro}\n\n")
+    format!(
+        "# {title}\n\n<!-- Written by `cargo xtask docs` from {source}. Do not edit: change the code. -->\n\n{intro}\n\n"
+    )
 }
 
 /// A table. A `|` in a cell is escaped, a line end becomes a space.

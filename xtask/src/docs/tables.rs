@@ -24,7 +24,10 @@ that they would get if it were not there.";
     out.push_str("## Who may write\n\n");
     let mut rules: Vec<WriteRule> = Vec::new();
     TABLE.iter().for_each(|row| push_new(&mut rules, row.write));
-    out.push_str(&table(["rule", "meaning"], &rules.into_iter().map(|rule| write_rule(rule).map(Into::into)).collect::<Vec<_>>()));
+    out.push_str(&table(
+        ["rule", "meaning"],
+        &rules.into_iter().map(|rule| write_rule(rule).map(Into::into)).collect::<Vec<_>>(),
+    ));
     out.push_str("## Who may read\n\n");
     let mut rules: Vec<ReadRule> = Vec::new();
     TABLE.iter().for_each(|row| push_new(&mut rules, row.read));
@@ -74,10 +77,18 @@ fn write_rule(rule: WriteRule) -> [&'static str; 2] {
         WriteRule::Author => ["author", "Whoever signs it, under the relay's general rules."],
         WriteRule::Channel => ["channel", "Whoever signs it, when every ruled channel that it names lets them in."],
         WriteRule::RelayKey => ["relay", "Only the relay's own key."],
-        WriteRule::AgentMetric => ["agent to owner", "The authenticated agent that it is about, to its owner in the ownership registry."],
-        WriteRule::AgentFrame => ["agent and owner", "An agent to its owner or the owner to the agent, by the ownership registry."],
-        WriteRule::LeaseRequest => ["lease request", "Whoever may ask for that lease. It is not stored; the answer is in its OK."],
-        WriteRule::Membership => ["membership", "Whoever asks to join or leave. It is not stored; the relay acts on it."],
+        WriteRule::AgentMetric => {
+            ["agent to owner", "The authenticated agent that it is about, to its owner in the ownership registry."]
+        }
+        WriteRule::AgentFrame => {
+            ["agent and owner", "An agent to its owner or the owner to the agent, by the ownership registry."]
+        }
+        WriteRule::LeaseRequest => {
+            ["lease request", "Whoever may ask for that lease. It is not stored; the answer is in its OK."]
+        }
+        WriteRule::Membership => {
+            ["membership", "Whoever asks to join or leave. It is not stored; the relay acts on it."]
+        }
         WriteRule::Never => ["never", "Belongs in another message; refused in EVENT."],
     }
 }
@@ -89,7 +100,9 @@ fn read_rule(rule: ReadRule) -> [&'static str; 2] {
             "members",
             "Keys with a standing: admins, members and their agents; on an open relay also registered agents and owners.",
         ],
-        ReadRule::Channel => ["channel", "Whoever may read every ruled channel that it names; everyone when none has a rule."],
+        ReadRule::Channel => {
+            ["channel", "Whoever may read every ruled channel that it names; everyone when none has a rule."]
+        }
         ReadRule::Recipient => ["recipient", "An authenticated key in a `p` tag."],
         ReadRule::Parties => ["parties", "Its authenticated author, or an authenticated key in a `p` tag."],
         ReadRule::PartiesAndOwners => ["parties and owners", "The parties, or the registered owner of one of them."],
@@ -103,12 +116,15 @@ pub fn limits(root: &Path) -> Result<String> {
 What a client may do, and how much of it. Those in the first table are set under `[relay.limits]` in the
 configuration; each that NIP-11 has a field for is told there, with the value in force.";
     let mut out = head("Limits", "`skep_proto::limits`", intro);
-    let row = |(name, default, unit, meaning): (&str, String, &str, &str)| [code(name), default, unit.into(), meaning.into()];
+    let row =
+        |(name, default, unit, meaning): (&str, String, &str, &str)| [code(name), default, unit.into(), meaning.into()];
     let rows: Vec<_> = Limits::table().into_iter().map(row).collect();
     out.push_str(&table(["setting", "default", "unit", "meaning"], &rows));
     out.push_str("## Fixed\n\nThese follow from a specification or from arithmetic, and are not settings.\n\n");
-    let rows: Vec<_> =
-        constants(root)?.into_iter().map(|constant| [code(constant.name), code(constant.value), constant.meaning]).collect();
+    let rows: Vec<_> = constants(root)?
+        .into_iter()
+        .map(|constant| [code(constant.name), code(constant.value), constant.meaning])
+        .collect();
     out.push_str(&table(["constant", "value", "meaning"], &rows));
     Ok(out)
 }
@@ -167,7 +183,10 @@ file (two underscores for each level), flags like `--listen` over both. It is re
 ## `[relay]`";
     let mut out = head("Configuration", "`skep_node::config`", intro);
     let row = |(name, default, meaning): (&str, String, &str)| [code(name), code(default), meaning.into()];
-    out.push_str(&table(["setting", "default", "meaning"], &RelaySettings::table().into_iter().map(row).collect::<Vec<_>>()));
+    out.push_str(&table(
+        ["setting", "default", "meaning"],
+        &RelaySettings::table().into_iter().map(row).collect::<Vec<_>>(),
+    ));
     out.push_str(CONFIG_REST);
     out
 }
@@ -223,7 +242,10 @@ Served at `/metrics` on the relay's port, as OpenMetrics text. Names begin with 
         let suffix = if kind.starts_with("counter") { "_total" } else { "" };
         [code(format!("skep_relay_{name}{suffix}")), kind.into(), help.into()]
     };
-    out.push_str(&table(["metric", "type", "meaning"], &skep_relay::metrics::table().into_iter().map(row).collect::<Vec<_>>()));
+    out.push_str(&table(
+        ["metric", "type", "meaning"],
+        &skep_relay::metrics::table().into_iter().map(row).collect::<Vec<_>>(),
+    ));
     out
 }
 

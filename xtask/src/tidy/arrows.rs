@@ -25,8 +25,21 @@ const ARROWS: [(&str, &[&str]); 12] = [
 /// Crates that decide and do nothing, and what would let them do something.
 const PURE: [&str; 2] = ["skep-proto", "skep-core"];
 const IMPURE: [&str; 15] = [
-    "tokio", "tokio-util", "tokio-tungstenite", "mio", "socket2", "hyper", "hyper-util", "axum", "heed", "rusqlite",
-    "rustix", "libc", "getrandom", "rand", "reqwest",
+    "tokio",
+    "tokio-util",
+    "tokio-tungstenite",
+    "mio",
+    "socket2",
+    "hyper",
+    "hyper-util",
+    "axum",
+    "heed",
+    "rusqlite",
+    "rustix",
+    "libc",
+    "getrandom",
+    "rand",
+    "reqwest",
 ];
 
 pub fn check(files: &[File], found: &mut Findings) -> Result<()> {
@@ -41,7 +54,8 @@ pub fn check(files: &[File], found: &mut Findings) -> Result<()> {
 }
 
 fn check_manifest(path: &str, manifest: &Table, found: &mut Findings) {
-    let name = manifest.get("package").and_then(|package| package.get("name")).and_then(Value::as_str).unwrap_or_default();
+    let name =
+        manifest.get("package").and_then(|package| package.get("name")).and_then(Value::as_str).unwrap_or_default();
     let Some((_, may_know)) = ARROWS.iter().find(|(known, _)| *known == name) else {
         return found.error(path, 1, format_args!("{name} is not in the list of crates; see xtask/src/tidy/arrows.rs"));
     };

@@ -2,9 +2,9 @@
 
 use skep_proto::kind::TABLE;
 
+use super::Findings;
 use super::source::{code_only, numbers, without_tests};
 use super::tree::File;
-use super::Findings;
 
 /// Code that does not land, and what to do instead. Written in two halves: this file is checked too.
 const FORBIDDEN: [(&str, &str); 8] = [
@@ -35,6 +35,8 @@ const NOT_A_KIND: &str = "not a kind";
 
 /// Crates that are told what they need: only the node and the binary read the environment.
 const BLIND: [&str; 7] = ["skep-proto", "skep-core", "skep-store", "skep-relay", "skep-agent", "skep-mesh", "skep-ui"];
+
+const ENVIRONMENT: [&str; 3] = ["std::env", "env::var", "home_dir("];
 
 pub fn check(file: &File, found: &mut Findings) {
     check_forbidden(file, found);
@@ -98,12 +100,13 @@ fn is_in_table(value: u64) -> bool {
 fn is_kind_at(line: &str, at: usize) -> bool {
     let before = line[..at].trim_end();
     let compared = before.trim_end_matches(['=', '!', '<', '>', ',', '(']).trim_end();
-    before.ends_with("Kind(") || (compared != before && (compared.ends_with("kind.0") || compared.ends_with("kind().0")))
+    before.ends_with("Kind(")
+        || (compared != before && (compared.ends_with("kind.0") || compared.ends_with("kind().0")))
 }
 
 fn check_environment(file: &File, code: &str, found: &mut Findings) {
     for (number, line) in code.lines().enumerate() {
-        if line.contains("env::") || line.contains("home_dir(") {
+        if ENVIRONMENT.iter().any(|text| line.contains(text)) {
             found.error(&file.path, number + 1, "reads the environment; skep-node does that and passes a value");
         }
     }

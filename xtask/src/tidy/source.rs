@@ -134,7 +134,8 @@ pub fn numbers(line: &str) -> Vec<(usize, u64)> {
         let end = at + bytes[at..].iter().take_while(|b| is_word(**b)).count();
         let word = line[at..end].replace('_', "");
         let digits = word.trim_end_matches(|c: char| c.is_ascii_alphabetic());
-        let digits = ["u16", "u32", "u64", "i32", "i64", "usize"].iter().find_map(|t| word.strip_suffix(t)).unwrap_or(digits);
+        let digits =
+            ["u16", "u32", "u64", "i32", "i64", "usize"].iter().find_map(|t| word.strip_suffix(t)).unwrap_or(digits);
         if bytes[at].is_ascii_digit()
             && let Ok(number) = digits.parse()
         {

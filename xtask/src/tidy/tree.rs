@@ -9,8 +9,17 @@ use anyhow::{Context, Result};
 use super::Findings;
 
 /// Never ours, or made by a tool.
-const SKIPPED: [&str; 9] =
-    [".git", "target", "node_modules", "__pycache__", "proptest-regressions", "corpus", "artifacts", "coverage", ".venv"];
+const SKIPPED: [&str; 9] = [
+    ".git",
+    "target",
+    "node_modules",
+    "__pycache__",
+    "proptest-regressions",
+    "corpus",
+    "artifacts",
+    "coverage",
+    ".venv",
+];
 
 /// Written by a program or taken over whole: their length is not ours to choose.
 const NOT_READ: [&str; 9] = [
@@ -29,17 +38,21 @@ const NOT_READ: [&str; 9] = [
 const PRIVATE_PLACES: [&str; 4] = ["/home/", "/root/", "/Users/", "/builds/"];
 
 /// Directories that any machine has; a text may name what lies in them.
-const COMMON_PLACES: [&str; 16] = [
-    "tmp", "usr", "var", "etc", "opt", "srv", "run", "dev", "proc", "sys", "bin", "lib", "mnt", "src", "app", "data",
-];
+const COMMON_PLACES: [&str; 16] =
+    ["tmp", "usr", "var", "etc", "opt", "srv", "run", "dev", "proc", "sys", "bin", "lib", "mnt", "src", "app", "data"];
 
 /// Settings that point a package manager elsewhere. Which registry is used is for the machine to say.
 const REGISTRY_SETTINGS: [&str; 6] =
     ["index-url", "registry=", "registry =", "replace-with", "\"resolved\":", "[source."];
 
 /// Variables by which a machine names its registries; their hosts must not get into the tree.
-const REGISTRY_VARIABLES: [&str; 5] =
-    ["NPM_CONFIG_REGISTRY", "npm_config_registry", "PIP_INDEX_URL", "PIP_EXTRA_INDEX_URL", "CARGO_REGISTRIES_DEFAULT_INDEX"];
+const REGISTRY_VARIABLES: [&str; 5] = [
+    "NPM_CONFIG_REGISTRY",
+    "npm_config_registry",
+    "PIP_INDEX_URL",
+    "PIP_EXTRA_INDEX_URL",
+    "CARGO_REGISTRIES_DEFAULT_INDEX",
+];
 
 /// One text file.
 pub struct File {
@@ -124,7 +137,8 @@ fn check_lock(file: &File, found: &mut Findings) {
 fn is_registry_config(path: &str) -> bool {
     let name = path.rsplit('/').next().unwrap_or(path);
     let is_lock = matches!(name, "package-lock.json" | "yarn.lock" | "pnpm-lock.yaml");
-    is_lock || matches!(name, ".npmrc" | "pip.conf" | "requirements.txt" | "config.toml" | "Cargo.toml" | "pyproject.toml")
+    is_lock
+        || matches!(name, ".npmrc" | "pip.conf" | "requirements.txt" | "config.toml" | "Cargo.toml" | "pyproject.toml")
 }
 
 /// Where this checkout lies, and the directory around it unless every machine has one of that name.

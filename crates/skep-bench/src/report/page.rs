@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use super::steps::Column;
+use super::steps::{Column, SECTIONS};
 use super::{Report, machine};
 use crate::cli::unix_now;
 use crate::sheet::{Metric, Outcome, number};
@@ -15,19 +15,25 @@ const NOTES: &str = "\
   a fault, listed at the end.
 - Latency is per operation, from just before the send. *One at a time*, *window* and *queries* are closed loops: the
   next waits for the last, so a slow relay is asked for less. *On a schedule* is an open loop.
+- On an idle virtual machine a sleeping core wakes slowly. Read the figures of one connection beside the loopback echo
+  above: that is what a relay which does nothing would reach.
 - Memory is the growth of the process's resident set; the kernel's socket buffers are in no process.
 - Disk is allocated blocks, after the events were sent, without compaction. Start is from `exec` to the ready line,
   page cache warm.
 - The **strfry** column was *measured elsewhere*: the same shape of load on another machine of 2 cores, by another
-  client, and strfry does not sync its last commit. It is a mark to reach, not a race. To race, start strfry here and
-  add `--beside strfry=ws://…`.
+  client, and strfry does not sync its last commit. How large its store was, and how many events an author had, which
+  decides COUNT, is not known. It is a mark to reach, not a race. To race, start strfry here and add
+  `--beside strfry=ws://…`.
 ";
+
+/// From here on the page says that the machine was busy with something else. The kernel's writeback is below it.
+const OTHERS_MAX_PERCENT: f64 = 10.0;
 
 pub fn render(report: &Report, raw: &Outcome, columns: &[Column]) -> String {
     let mut out = String::new();
     // Writing to a string cannot fail.
     let _ = head(&mut out, report, raw, columns);
-    for section in sections(columns) {
+    for section in SECTIONS {
         let _ = table(&mut out, section, columns);
     }
     let _ = tail(&mut out, columns);
@@ -48,7 +54,13 @@ fn head(out: &mut String, report: &Report, raw: &Outcome, columns: &[Column]) ->
         )?;
     }
     writeln!(out, "- Command: `skep-bench {}`", args.join(" "))?;
-    writeln!(out, "- Medians of {} runs each\n", report.runs)?;
+    writeln!(out, "- Runs of each measurement: {}; the figures are medians", report.runs)?;
+    let others = columns.iter().filter_map(Column::cpu_of_others).fold(0.0, f64::max);
+    let warning = if others > OTHERS_MAX_PERCENT { "**, so the figures are too low**" } else { "" };
+    writeln!(
+        out,
+        "- CPU that neither the client nor the relay took while they were measured: {others:.0} %{warning}\n"
+    )?;
     writeln!(out, "## Limits of this machine, in the same run\n\n| limit | | p50 | p99 |\n|---|--:|--:|--:|")?;
     for sheet in &raw.median {
         let main = match (sheet.get(Metric::MibPerSecond), sheet.get(Metric::PerSecond)) {
@@ -60,17 +72,6 @@ fn head(out: &mut String, report: &Report, raw: &Outcome, columns: &[Column]) ->
     }
     let names: Vec<&str> = columns.iter().map(|column| column.name.as_str()).collect();
     writeln!(out, "\n## How to read it\n\nMeasured here: {}.\n\n{NOTES}", names.join(", "))
-}
-
-/// In the order in which they were measured.
-fn sections(columns: &[Column]) -> Vec<&'static str> {
-    let mut found = Vec::new();
-    for figure in columns.iter().flat_map(|column| &column.figures) {
-        if !found.contains(&figure.section) {
-            found.push(figure.section);
-        }
-    }
-    found
 }
 
 fn table(out: &mut String, section: &str, columns: &[Column]) -> std::fmt::Result {

@@ -11,12 +11,24 @@ use crate::fanout::Fanout;
 use crate::idle::Idle;
 use crate::ingest::Ingest;
 use crate::latency::median;
+use crate::meter;
 use crate::preload::Preload;
 use crate::publish::Publish;
 use crate::query::{Count, Load, Query, Type, connections_label};
 use crate::reconcile::{Have, Reconcile};
 use crate::sheet::{Metric, Outcome, Sheet};
 use crate::target::RelayUrl;
+
+const WRITING: &str = "Writing (300-byte content, an OK awaited for each)";
+const STORE: &str = "Store";
+const QUERIES: &str = "Queries: requests/s";
+const QUERY_COST: &str = "Queries: latency and CPU";
+const NEGENTROPY: &str = "Negentropy (NIP-77)";
+const FANOUT: &str = "Fan-out";
+const IDLE: &str = "Idle connections";
+
+/// The sections of the page, in its order.
+pub const SECTIONS: [&str; 7] = [WRITING, QUERIES, FANOUT, IDLE, STORE, NEGENTROPY, QUERY_COST];
 
 /// The relay of one column.
 pub struct Subject {
@@ -76,6 +88,18 @@ impl Column {
         Ok(sheets)
     }
 
+    /// Events that were stored, all runs together.
+    fn stored(&self) -> f64 {
+        let sheets = self.outcomes.iter().flat_map(|outcome| outcome.each.iter().flatten());
+        sheets.filter_map(|sheet| sheet.get(Metric::Stored)).sum()
+    }
+
+    /// The median over all sheets: whether the machine was ours.
+    pub fn cpu_of_others(&self) -> Option<f64> {
+        let sheets = self.outcomes.iter().flat_map(|outcome| &outcome.median);
+        median(sheets.filter_map(|sheet| sheet.get(Metric::OthersPercent)).collect())
+    }
+
     pub fn faults(&self) -> impl Iterator<Item = String> + '_ {
         self.outcomes.iter().flat_map(|outcome| {
             let lines = |sheet: &Sheet| -> Vec<String> {
@@ -94,13 +118,14 @@ pub fn measure(report: &Report, mut subject: Subject) -> Result<Column> {
     let scratch = tempfile::Builder::new().prefix("skep-bench-").tempdir_in(&report.dir)?;
     let manifest = scratch.path().join("skep-bench.json");
     let mut steps = Steps { report, common, column, manifest };
+    // Before anything else was in the relay's memory: what a load gave back would be used again, and not counted.
+    steps.idle(&mut subject)?;
     steps.write()?;
-    steps.preload(&mut subject)?;
+    steps.preload(&subject)?;
     steps.query()?;
     steps.count()?;
     steps.negentropy()?;
     steps.fanout()?;
-    steps.idle()?;
     steps.start(&mut subject)?;
     Ok(steps.column)
 }
@@ -123,18 +148,17 @@ impl Steps<'_> {
 
     /// Ingest and publish, into a store that is empty at first.
     fn write(&mut self) -> Result<()> {
-        const SECTION: &str = "Writing (300-byte content, OK awaited for each)";
         for (connections, reference) in [(8, reference::INGEST_8), (1, reference::INGEST_1)] {
             let events = self.events(if connections == 1 { 50_000 } else { 200_000 });
             let command = format!("ingest --connections {connections} --window 64 --events {}", events.events);
             let mode = Ingest { common: self.common.clone(), events, connections, window: 64 };
             let sheets = self.column.step(command, || mode.run())?;
             let name = format!("ingest, {connections} × window 64");
-            self.column.add(SECTION, format!("{name}: events/s"), sheets[0].get(Metric::PerSecond), Some(reference));
-            self.column.add(SECTION, format!("{name}: server CPU µs/event"), sheets[0].get(Metric::ServerCpuUs), None);
-            self.column.add(SECTION, format!("{name}: client CPU µs/event"), sheets[0].get(Metric::ClientCpuUs), None);
-            self.column.add(SECTION, format!("{name}: OK p50, ms"), sheets[0].get(Metric::P50Ms), None);
-            self.column.add(SECTION, format!("{name}: OK p99, ms"), sheets[0].get(Metric::P99Ms), None);
+            self.column.add(WRITING, format!("{name}: events/s"), sheets[0].get(Metric::PerSecond), Some(reference));
+            self.column.add(WRITING, format!("{name}: server CPU µs/event"), sheets[0].get(Metric::ServerCpuUs), None);
+            self.column.add(WRITING, format!("{name}: client CPU µs/event"), sheets[0].get(Metric::ClientCpuUs), None);
+            self.column.add(WRITING, format!("{name}: OK p50, ms"), sheets[0].get(Metric::P50Ms), None);
+            self.column.add(WRITING, format!("{name}: OK p99, ms"), sheets[0].get(Metric::P99Ms), None);
         }
         for rate in [None, Some(100.0)] {
             let events = self.events(if rate.is_some() { 2_000 } else { 10_000 });
@@ -144,13 +168,13 @@ impl Steps<'_> {
             let mode = Publish { common: self.common.clone(), events, rate };
             let sheets = self.column.step(command, || mode.run())?;
             for (metric, label) in [(Metric::P50Ms, "p50"), (Metric::P99Ms, "p99"), (Metric::MaxMs, "max")] {
-                self.column.add(SECTION, format!("{name}: {label}, ms"), sheets[0].get(metric), None);
+                self.column.add(WRITING, format!("{name}: {label}, ms"), sheets[0].get(metric), None);
             }
         }
         Ok(())
     }
 
-    fn preload(&mut self, subject: &mut Subject) -> Result<()> {
+    fn preload(&mut self, subject: &Subject) -> Result<()> {
         let events = Events { events: self.report.events(), authors: 1_000, content_bytes: 300, seed: None };
         let command = format!("preload --events {}", events.events);
         let mode = Preload {
@@ -163,10 +187,9 @@ impl Steps<'_> {
         };
         let sheets = self.column.step(command, || mode.run())?;
         let name = format!("{} events into a store", crate::sheet::number(self.report.events() as f64));
-        const SECTION: &str = "Store";
-        self.column.add(SECTION, format!("{name}, 8 × window 128: events/s"), sheets[0].get(Metric::PerSecond), None);
+        self.column.add(STORE, format!("{name}, 8 × window 128: events/s"), sheets[0].get(Metric::PerSecond), None);
         let disk = sheets[0].get(Metric::BytesPerEvent);
-        self.column.add(SECTION, "disk bytes/event", disk, Some(reference::DISK_PER_EVENT));
+        self.column.add(STORE, "disk bytes/event", disk, Some(reference::DISK_PER_EVENT));
         Ok(())
     }
 
@@ -202,34 +225,30 @@ impl Steps<'_> {
     }
 
     fn query_figures(&mut self, kind: Type, connections: usize, sheet: &Sheet, reference: Option<&'static str>) {
-        const RATE: &str = "Queries: requests/s";
-        const LATENCY: &str = "Queries: latency and CPU";
         let name = format!("{}, {}", kind.label(), connections_label(connections));
-        self.column.add(RATE, name.clone(), sheet.get(Metric::PerSecond), reference);
-        self.column.add(LATENCY, format!("{name}: p50, ms"), sheet.get(Metric::P50Ms), None);
-        self.column.add(LATENCY, format!("{name}: p99, ms"), sheet.get(Metric::P99Ms), None);
-        self.column.add(LATENCY, format!("{name}: server CPU µs/request"), sheet.get(Metric::ServerCpuUs), None);
+        self.column.add(QUERIES, name.clone(), sheet.get(Metric::PerSecond), reference);
+        self.column.add(QUERY_COST, format!("{name}: p50, ms"), sheet.get(Metric::P50Ms), None);
+        self.column.add(QUERY_COST, format!("{name}: p99, ms"), sheet.get(Metric::P99Ms), None);
+        self.column.add(QUERY_COST, format!("{name}: server CPU µs/request"), sheet.get(Metric::ServerCpuUs), None);
     }
 
     fn negentropy(&mut self) -> Result<()> {
-        const SECTION: &str = "Negentropy (NIP-77)";
         let have = vec![Have::Nothing, Have::Half, Have::All];
         let events = 100_000.min(self.report.events());
         let command = format!("negentropy --events {events}");
         let mode = Reconcile { common: self.common.clone(), from: self.from(), have, events, frame_bytes: 61_440 };
         for sheet in self.column.step(command, || mode.run())? {
             let name = sheet.label.clone();
-            self.column.add(SECTION, format!("{name}: seconds"), sheet.get(Metric::Seconds), None);
-            self.column.add(SECTION, format!("{name}: rounds"), sheet.get(Metric::Rounds), None);
+            self.column.add(NEGENTROPY, format!("{name}: seconds"), sheet.get(Metric::Seconds), None);
+            self.column.add(NEGENTROPY, format!("{name}: rounds"), sheet.get(Metric::Rounds), None);
             let bytes = sheet.get(Metric::SentBytes).zip(sheet.get(Metric::ReceivedBytes));
             let mib = bytes.map(|(sent, received)| (sent + received) / f64::from(1 << 20));
-            self.column.add(SECTION, format!("{name}: MiB both ways"), mib, None);
+            self.column.add(NEGENTROPY, format!("{name}: MiB both ways"), mib, None);
         }
         Ok(())
     }
 
     fn fanout(&mut self) -> Result<()> {
-        const SECTION: &str = "Fan-out";
         let cases = [
             (100, 100, 10_000, None),
             (1_000, 100, 1_000, None),
@@ -245,46 +264,59 @@ impl Steps<'_> {
             let sheets = self.column.step(command, || mode.run())?;
             let name = &sheets[0].label;
             if rate.is_none() {
-                self.column.add(SECTION, format!("{name}: deliveries/s"), sheets[0].get(Metric::PerSecond), None);
+                self.column.add(FANOUT, format!("{name}: deliveries/s"), sheets[0].get(Metric::PerSecond), None);
                 let cpu = sheets[0].get(Metric::ServerCpuUs);
-                self.column.add(SECTION, format!("{name}: server CPU µs/delivery"), cpu, None);
+                self.column.add(FANOUT, format!("{name}: server CPU µs/delivery"), cpu, None);
             }
-            self.column.add(SECTION, format!("{name}: delivery p50, ms"), sheets[0].get(Metric::P50Ms), None);
-            self.column.add(SECTION, format!("{name}: delivery p99, ms"), sheets[0].get(Metric::P99Ms), None);
+            self.column.add(FANOUT, format!("{name}: delivery p50, ms"), sheets[0].get(Metric::P50Ms), None);
+            self.column.add(FANOUT, format!("{name}: delivery p99, ms"), sheets[0].get(Metric::P99Ms), None);
         }
         Ok(())
     }
 
-    fn idle(&mut self) -> Result<()> {
-        const SECTION: &str = "Idle connections";
+    /// Each on a process that has done nothing yet; of a relay that runs already, only the first is.
+    fn idle(&mut self, subject: &mut Subject) -> Result<()> {
         for subscribe in [false, true] {
+            if subscribe && !self.restart(subject)? {
+                continue;
+            }
             let connections = self.report.scaled(10_000);
             let arg = if subscribe { " --subscribe" } else { "" };
             let command = format!("idle --connections {connections}{arg}");
-            // Memory that a first run gave back is used again by the second: only a first run tells its cost.
             let common = Common { runs: 1, ..self.common.clone() };
             let mode = Idle { common, connections, hold_s: 5.0, subscribe };
             let sheets = self.column.step(command, || mode.run())?;
             let reference = (!subscribe).then_some(reference::KIB_PER_CONNECTION);
             let name = format!("KiB/connection, {}", sheets[0].label);
-            self.column.add(SECTION, name, sheets[0].get(Metric::KibPerConnection), reference);
+            self.column.add(IDLE, name, sheets[0].get(Metric::KibPerConnection), reference);
         }
+        self.restart(subject)?;
         Ok(())
     }
 
-    /// Stops and starts the relay; only one that the report started itself.
+    /// Stops and starts the relay, if the report started it; says whether it did.
+    fn restart(&mut self, subject: &mut Subject) -> Result<bool> {
+        let Some(process) = &mut subject.process else { return Ok(false) };
+        process.restart()?;
+        // Another port, another pid.
+        (self.common.url, self.common.pid) = (process.url.clone(), Some(process.pid()));
+        Ok(true)
+    }
+
     fn start(&mut self, subject: &mut Subject) -> Result<()> {
-        const SECTION: &str = "Start";
-        let mut seconds = Vec::new();
-        if let Some(process) = &mut subject.process {
-            for _ in 0..self.report.runs {
-                eprintln!("{}: restart", self.column.name);
-                process.restart()?;
-                seconds.push(process.took.as_secs_f64() * 1e3);
+        let mut ms = Vec::new();
+        for _ in 0..self.report.runs {
+            eprintln!("{}: restart", self.column.name);
+            if self.restart(subject)? {
+                ms.extend(subject.process.as_ref().map(|process| process.took.as_secs_f64() * 1e3));
             }
         }
-        let name = format!("ready with {} events and more, ms", crate::sheet::number(self.report.events() as f64));
-        self.column.add(SECTION, name, median(seconds), None);
+        let stored = self.column.stored();
+        let name = format!("start to ready with {} events, ms", crate::sheet::number(stored));
+        self.column.add(STORE, name, median(ms), None);
+        let settled = subject.process.as_ref().map(|process| meter::disk_bytes(&process.data())).transpose()?;
+        let per_event = settled.map(|bytes| bytes as f64 / stored.max(1.0));
+        self.column.add(STORE, "disk bytes/event, all of them, after the restart", per_event, None);
         Ok(())
     }
 }

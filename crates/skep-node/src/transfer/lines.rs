@@ -38,7 +38,7 @@ pub(super) struct Block {
     /// Where it ends: offset, and number of the last line.
     pub end: u64,
     pub last_line: u64,
-    pub permit: Permit,
+    pub _permit: Permit,
 }
 
 /// Room for one block. Dropped, there is room for another.
@@ -61,16 +61,18 @@ pub(super) fn start(
 ) -> Result<async_channel::Receiver<io::Result<Block>>, TransferError> {
     let (sender, receiver) = async_channel::bounded(BLOCKS_MAX);
     let (give_back, permits) = async_channel::bounded(BLOCKS_MAX);
-    (0..BLOCKS_MAX).for_each(|_| drop(give_back.try_send(())));
+    for _ in 0..BLOCKS_MAX {
+        drop(Permit(give_back.clone()));
+    }
     let mut reader =
         Reader { input: BufReader::with_capacity(READ_BYTES, input), offset, line: lines, block: 0, give_back };
     let read = move || {
         while permits.recv_blocking().is_ok() {
-            match reader.block() {
-                Ok(None) => return,
-                Ok(Some(block)) if sender.send_blocking(Ok(block)).is_ok() => {}
-                Ok(Some(_)) => return,
-                Err(error) => return drop(sender.send_blocking(Err(error))),
+            let Some(block) = reader.block().transpose() else { return };
+            let is_last = block.is_err();
+            // When nobody receives any more, the import has failed and said so.
+            if sender.send_blocking(block).is_err() || is_last {
+                return;
             }
         }
     };
@@ -96,14 +98,12 @@ impl<R: Read> Reader<R> {
             if !is_blank {
                 bytes += text.as_ref().map_or(0, Vec::len);
                 lines.push(Line { number: self.line, start, text });
-            } else if self.offset - start > BLOCK_BYTES_MAX as u64 {
-                break;
             }
         }
         let number = self.block;
         self.block += 1;
         let permit = Permit(self.give_back.clone());
-        let block = Block { number, lines, end: self.offset, last_line: self.line, permit };
+        let block = Block { number, lines, end: self.offset, last_line: self.line, _permit: permit };
         Ok((!block.lines.is_empty()).then_some(block))
     }
 

@@ -39,13 +39,15 @@ pub struct Journal {
 }
 
 impl Journal {
-    /// The journal of importing `input` into `target`, and whether an earlier run left one that still fits.
-    pub fn open(home: &Home, input: &Path, target: &str) -> Result<Self, TransferError> {
+    /// The journal of importing `input` into `target`. With `is_resumed` it goes on with what an earlier run left, if
+    /// the input still is the same.
+    pub fn open(home: &Home, input: &Path, target: &str, is_resumed: bool) -> Result<Self, TransferError> {
         let input = std::fs::canonicalize(input).map_err(file_error("open", input))?;
         let name = faster_hex::hex_string(&Sha256::digest(format!("{}\n{target}", input.display()))[..16]);
         let path = home.directory("imports")?.join(format!("{name}.json"));
         let fresh = State { input, target: target.to_owned(), bytes: 0, lines: 0, head: String::new() };
-        let state = Self::earlier(&path).filter(|state| is_same_input(state)).unwrap_or(fresh);
+        let earlier = if is_resumed { Self::earlier(&path) } else { None };
+        let state = earlier.filter(is_same_input).unwrap_or(fresh);
         Ok(Self { path, state, written: None })
     }
 
@@ -106,13 +108,15 @@ mod tests {
         let home = Home::at(dir.path().join("home"));
         let input = dir.path().join("in");
         std::fs::write(&input, "one\ntwo\nthree\n").expect("written");
-        let open = |target| Journal::open(&home, &input, target).expect("a journal");
+        let open = |target| Journal::open(&home, &input, target, true).expect("a journal");
         let mut journal = open("a");
         assert_eq!(journal.done(), (0, 0));
         journal.note(8, 2).expect("noted");
         journal.note(14, 3).expect("noted: too soon to be written");
         assert_eq!((open("a").done(), open("b").done()), ((8, 2), (0, 0)));
-        for (changed, done) in [("one\ntwo\nthree\nfour\n", (8, 2)), ("one\ntwo", (0, 0)), ("One\ntwo\nthree\n", (0, 0))]
+        assert_eq!(Journal::open(&home, &input, "a", false).expect("a journal").done(), (0, 0));
+        for (changed, done) in
+            [("one\ntwo\nthree\nfour\n", (8, 2)), ("one\ntwo", (0, 0)), ("One\ntwo\nthree\n", (0, 0))]
         {
             std::fs::write(&input, changed).expect("written");
             assert_eq!(open("a").done(), done, "{changed:?}");

@@ -10,6 +10,8 @@ const BAD_LINES_MAX: usize = 10;
 /// Different reasons that are told apart. They may come from a relay, so there must be an end to them.
 const REASONS_MAX: usize = 50;
 
+const OTHER_REASONS: &str = "other reasons";
+
 /// Characters of a reason that are kept.
 const REASON_CHARS_MAX: usize = 200;
 
@@ -46,7 +48,7 @@ impl Tally {
         let key = if self.refused.len() < REASONS_MAX || self.refused.contains_key(&short) {
             short
         } else {
-            "other reasons".into()
+            OTHER_REASONS.into()
         };
         *self.refused.entry(key).or_default() += 1;
     }
@@ -66,6 +68,21 @@ impl Tally {
             (true, true) => self.duplicates += 1,
             (false, true) => self.superseded += 1,
             (false, false) => self.refuse(message),
+        }
+    }
+
+    /// Takes over the counts of a part.
+    pub fn add(&mut self, part: Self) {
+        self.imported += part.imported;
+        self.duplicates += part.duplicates;
+        self.superseded += part.superseded;
+        self.owners_learned += part.owners_learned;
+        self.bad += part.bad;
+        let room = BAD_LINES_MAX.saturating_sub(self.bad_lines.len());
+        self.bad_lines.extend(part.bad_lines.into_iter().take(room));
+        for (reason, count) in part.refused {
+            let is_known = self.refused.contains_key(&reason) || self.refused.len() < REASONS_MAX;
+            *self.refused.entry(if is_known { reason } else { OTHER_REASONS.into() }).or_default() += count;
         }
     }
 

@@ -4,24 +4,18 @@
 
 use std::sync::Arc;
 
-use axum::extract::Request;
+use axum::extract::{Request, State};
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::Response;
 use serde_json::{Value, json};
 use skep_core::management::{self, Call};
-use tokio::sync::Mutex;
 
 use super::auth::{self, Asked};
 use super::{Backend, error, json_answer, read_body, refused};
 
 const CALL: &str = "application/nostr+json+rpc";
 
-/// Calls are decided and applied one after the other: a decision holds the whole new policy, so of two at once
-/// one would be lost. This lock is held over an await on purpose, that of the write to the store; nothing else
-/// takes it, and it is fair.
-pub type Turn = Arc<Mutex<()>>;
-
-pub async fn call<B: Backend>(backend: Arc<B>, turn: Turn, request: Request) -> Response {
+pub async fn call<B: Backend>(State(backend): State<Arc<B>>, request: Request) -> Response {
     if !is_call(request.headers()) {
         return error(
             StatusCode::UNSUPPORTED_MEDIA_TYPE,
@@ -44,7 +38,8 @@ pub async fn call<B: Backend>(backend: Arc<B>, turn: Turn, request: Request) -> 
         }
     };
     let (now, fresh) = (backend.now(), backend.fresh());
-    let turn = turn.lock().await;
+    // Held over the write to the store: a decision holds the whole new policy, so of two at once one would be lost.
+    let turn = backend.policy_turn().lock().await;
     let outcome = match backend.with_world(|world| management::decide(world, &caller, &call, now, &fresh)) {
         Ok(decision) => {
             backend.apply(decision.change).await.map(|()| decision.result).map_err(|refusal| refusal.to_string())
@@ -86,6 +81,7 @@ pub mod fake {
     pub struct Fake {
         world: Mutex<World>,
         used: Mutex<HashSet<EventId>>,
+        turn: tokio::sync::Mutex<()>,
         pub identity: Identity,
         pub stored: Mutex<Vec<Record>>,
         pub not_ready: Option<String>,
@@ -123,7 +119,7 @@ pub mod fake {
             let dir = tempfile::tempdir().unwrap();
             let blobs = BlobStore::open(dir.path()).unwrap();
             let (world, blobs) = (Mutex::new(world), (dir, blobs));
-            Arc::new(Self { world, used: Mutex::default(), identity, stored: Mutex::default(), not_ready: None, blobs })
+            Arc::new(Self { world, used: Mutex::default(), turn: tokio::sync::Mutex::default(), identity, stored: Mutex::default(), not_ready: None, blobs })
         }
 
         /// A closed relay whose member is `key(1)`.
@@ -163,6 +159,9 @@ pub mod fake {
         fn use_token(&self, id: EventId, _: Timestamp) -> bool {
             self.used.lock().unwrap().insert(id)
         }
+        fn policy_turn(&self) -> &tokio::sync::Mutex<()> {
+            &self.turn
+        }
         async fn apply(&self, change: Change) -> Result<(), Refusal> {
             // Lets other calls run in between, as a disk would.
             tokio::task::yield_now().await;
@@ -178,7 +177,7 @@ pub mod fake {
             let stored = self.stored.lock().unwrap();
             let found = stored.iter().filter(|record| {
                 let event = record.as_ref();
-                access::may_read(&world, &readers, event, NOW) && filters.iter().any(|filter| filter.matches(event))
+                skep_core::may_read(&world, &readers, event, NOW) && filters.iter().any(|filter| filter.matches(event))
             });
             Ok(found.cloned().collect())
         }

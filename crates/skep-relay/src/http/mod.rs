@@ -2,7 +2,7 @@
 //!
 //! Job: the information document, management, queries and publishing over HTTP, blobs, names, health and metrics.
 //! Neighbours: it is given a [`Backend`], which the relay implements; it decides nothing that `skep-core` decides.
-//! Lifetime: stateless but for the order of management calls; one router serves every connection.
+//! Lifetime: stateless; one router serves every connection.
 //! Must not: read a clock or a store but through the backend; show internal detail in an answer; read a body
 //! without a bound in bytes and in time.
 
@@ -30,8 +30,8 @@ use http_body_util::{BodyExt, LengthLimitError, Limited};
 use serde_json::{Value, json};
 use skep_core::door::Accepted;
 use skep_core::management::Change;
-use skep_core::session::check_filters;
-use skep_core::{Readers, World, access};
+use skep_core::session::{check_filters, check_reader};
+use skep_core::{Readers, World};
 use skep_proto::{EventId, Filter, Prefix, PubKey, RawEvent, Record, Refusal, Timestamp};
 use skep_store::blob::BlobStore;
 
@@ -77,6 +77,8 @@ pub trait Backend: Send + Sync + 'static {
     fn fresh(&self) -> String;
     /// Marks a NIP-98 token as used; false when it was seen before.
     fn use_token(&self, id: EventId, now: Timestamp) -> bool;
+    /// Whoever reads the policy to change it holds this until the change is applied.
+    fn policy_turn(&self) -> &tokio::sync::Mutex<()>;
     /// Persists a change; when it returns, the change bites.
     fn apply(&self, change: Change) -> impl Future<Output = Result<(), Refusal>> + Send;
     fn query(
@@ -97,10 +99,8 @@ pub trait Backend: Send + Sync + 'static {
 
 /// Every route of the relay's port. WebSocket upgrades of `/` are taken before it.
 pub fn router<B: Backend>(backend: Arc<B>) -> Router {
-    let turn = management::Turn::default();
-    let manage = move |State(backend): State<Arc<B>>, request: Request| management::call(backend, turn, request);
     Router::new()
-        .route("/", get(nip11::root::<B>).post(manage))
+        .route("/", get(nip11::root::<B>).post(management::call::<B>))
         .route("/health", get(pages::health))
         .route("/ready", get(pages::ready::<B>))
         .route("/metrics", get(pages::metrics::<B>))
@@ -230,19 +230,6 @@ fn parse_filters(body: &[u8]) -> Result<Vec<Filter>, Refusal> {
         Ok(filters) => Ok(filters),
         Err(error) => Err(Prefix::Invalid.because(format!("the body is not a filter: {error}"))),
     }
-}
-
-/// The rule about readers that a connection's requests pass too.
-fn check_reader(world: &World, readers: &Readers, filters: &[Filter]) -> Result<(), Refusal> {
-    if world.is_closed && !readers.iter().any(|key| world.has_standing(key)) {
-        let prefix = if readers.is_empty() { Prefix::AuthRequired } else { Prefix::Restricted };
-        return Err(prefix.because("this relay is for its members"));
-    }
-    let only_gated = |filter: &Filter| access::asks_only_for_gated(filter.kinds.as_deref());
-    if readers.is_empty() && filters.iter().all(only_gated) {
-        return Err(Prefix::AuthRequired.because("these kinds are read by their recipients only"));
-    }
-    Ok(())
 }
 
 async fn event<B: Backend>(State(backend): State<Arc<B>>, request: Request) -> Response {

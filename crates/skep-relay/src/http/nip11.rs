@@ -15,13 +15,6 @@ use super::{Backend, Identity, answer, pages};
 
 const DOCUMENT: &str = "application/nostr+json";
 
-/// An event without tags and content, as short as it gets until the year 2286.
-const BARE_EVENT_BYTES: usize =
-    r#"{"id":"","pubkey":"","created_at":1700000000,"kind":1,"tags":[],"content":"","sig":""}"#.len()
-    + 64 // id
-    + 64 // pubkey
-    + 128; // sig
-
 pub async fn root<B: Backend>(State(backend): State<Arc<B>>, headers: HeaderMap) -> Response {
     let identity = backend.identity();
     let wanted = headers.get_all(header::ACCEPT).iter().filter_map(|value| value.to_str().ok());
@@ -95,8 +88,7 @@ fn limitation(world: &World) -> Value {
         "default_limit": limits.results,
         "max_subid_length": SUB_ID_CHARS_MAX,
         "max_event_tags": limits.tags,
-        // The limit is on the whole event: this is the longest ASCII text that passes, in an event without tags.
-        "max_content_length": limits.event_bytes.saturating_sub(BARE_EVENT_BYTES),
+        "max_content_length": limits.content_chars(),
         "min_pow_difficulty": world.min_pow,
         "auth_required": world.is_closed,
         "restricted_writes": world.is_closed || world.min_pow > 0,

@@ -15,6 +15,8 @@ pub(super) type Db = Database<'static, Bytes, Bytes>;
 const FORMAT: u32 = 1;
 const META_FORMAT: &[u8] = b"format";
 pub(super) const META_SEQ: &[u8] = b"seq";
+/// The newest log that is wholly in LMDB.
+pub(super) const META_GENERATION: &[u8] = b"log";
 pub(super) const META_POLICY: &[u8] = b"policy";
 
 /// Readers at once: connections scan one slice at a time on a handful of threads; 1,024 is far beyond them.
@@ -106,7 +108,7 @@ pub(super) fn create_dir(dir: &Path) -> Result<(), StoreError> {
     Ok(())
 }
 
-fn sync_dir(dir: &Path) -> Result<(), StoreError> {
+pub(super) fn sync_dir(dir: &Path) -> Result<(), StoreError> {
     let file = std::fs::File::open(dir).map_err(|cause| StoreError::io("cannot open", dir, cause))?;
     file.sync_all().map_err(|cause| StoreError::io("cannot flush", dir, cause))
 }
@@ -166,6 +168,15 @@ fn check_format(env: &Env, tables: &[Db], map_bytes: u64) -> Result<(), StoreErr
             if found == FORMAT { Ok(()) } else { Err(StoreError::Format { found, known: FORMAT }) }
         }
     }
+}
+
+/// A number of the meta table; 0 without one.
+pub(super) fn read_u64(env: &Env, tables: &[Db; Table::ALL.len()], name: &[u8], map_bytes: u64) -> Result<u64, StoreError> {
+    let classify = |error| classify(error, map_bytes);
+    let txn = env.read_txn().map_err(classify)?;
+    let bytes = tables[Table::Meta as usize].get(&txn, name).map_err(classify)?;
+    let number = bytes.map(|bytes| bytes.try_into().map(u64::from_be_bytes)).transpose();
+    number.map(Option::unwrap_or_default).map_err(|_| StoreError::Corrupt("number"))
 }
 
 /// LMDB's error as ours.

@@ -1,7 +1,5 @@
 //! Index keys. One function says which keys an event has; storing and removing both ask it.
 
-use std::ops::Bound;
-
 use sha2::{Digest, Sha256};
 use skep_proto::kind::Class;
 use skep_proto::{EventRef, Kind, PubKey, Seq, Timestamp};
@@ -125,34 +123,23 @@ pub(super) fn address_of(event: EventRef<'_>) -> Option<[u8; 66]> {
 }
 
 /// Every index row of an event but its words.
-pub(super) fn index(event: EventRef<'_>, seq: Seq, mut row: impl FnMut(Table, Key) -> Result<(), StoreError>) -> Result<(), StoreError> {
+pub(super) fn index(event: EventRef<'_>, seq: Seq, mut row: impl FnMut(Table, Key)) {
     let pos = Pos::of(event, seq);
     let (author_key, kind_number) = (event.pubkey(), event.kind());
-    row(Table::Created, Key::new(&[]).with(pos))?;
-    row(Table::Authors, author(&author_key).with(pos))?;
-    row(Table::AuthorKinds, author_kind(&author_key, kind_number).with(pos))?;
-    row(Table::Kinds, kind(kind_number).with(pos))?;
+    row(Table::Created, Key::new(&[]).with(pos));
+    row(Table::Authors, author(&author_key).with(pos));
+    row(Table::AuthorKinds, author_kind(&author_key, kind_number).with(pos));
+    row(Table::Kinds, kind(kind_number).with(pos));
     for (letter, value) in event.tags() {
-        row(Table::Tags, tag(letter, value).with(pos))?;
+        row(Table::Tags, tag(letter, value).with(pos));
     }
     if event.expires_at() != Timestamp::MAX {
-        row(Table::Expirations, expiration(event.expires_at(), seq))?;
+        row(Table::Expirations, expiration(event.expires_at(), seq));
     }
-    Ok(())
 }
 
 pub(super) fn expiration(at: Timestamp, seq: Seq) -> Key {
     Key::new(&[&at.to_be_bytes(), &seq.0.to_be_bytes()])
-}
-
-/// The range of all keys from this one on.
-pub(super) fn from(key: &[u8]) -> (Bound<&[u8]>, Bound<&[u8]>) {
-    (Bound::Included(key), Bound::Unbounded)
-}
-
-/// The range of all keys up to this one.
-pub(super) fn up_to(key: &[u8]) -> (Bound<&[u8]>, Bound<&[u8]>) {
-    (Bound::Unbounded, Bound::Included(key))
 }
 
 pub(super) fn seq_from(bytes: &[u8]) -> Result<Seq, StoreError> {

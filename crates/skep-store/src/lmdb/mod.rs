@@ -1,22 +1,34 @@
-//! The event store on LMDB.
+//! The event store: a log in front of LMDB.
 //!
-//! Records stand in commit order; each index key ends in `!created_at | first 8 bytes of id | seq`, so that a walk of
-//! any index is NIP-01's order and needs no sort. Full sync on commit: two flushes, data pages then the meta page.
+//! A batch is decided against everything that is known, appended to the log with one flush, and acknowledged; its rows
+//! wait in memory until enough are together, then go to LMDB in one sorted transaction. So a commit costs one
+//! sequential write, and the random pages of the indexes are written once for thousands of events.
+//!
+//! Index keys end in `!created_at | first 8 bytes of id | seq`, so that a walk of any index is NIP-01's order.
+//!
+//! `layers` rows in memory · `wal` the log · `flush` into LMDB · `write` the rules of storing · `scan` queries ·
+//! `keys` what is indexed · `env` opening.
 
 mod env;
+mod flush;
 mod keys;
+mod layers;
 mod scan;
+mod wal;
 mod write;
 
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::thread::JoinHandle;
 
-use heed::{RoTxn, WithoutTls};
 use skep_proto::{EventId, EventRef, PubKey, Record, Seq};
 
 use crate::lock::DirLock;
 use crate::{EventStore, Op, Outcome, Progress, Scan, StoreError, Visit};
 use env::{Db, Env, Table};
+use layers::{Layer, Layers, View};
+use wal::Wal;
 
 /// How a store is opened.
 #[derive(Debug, Clone)]
@@ -37,15 +49,27 @@ impl Options {
 /// Numbers that are promised at a time, so that ephemeral events can take numbers without a commit.
 const SEQ_BLOCK: u64 = 1 << 20;
 
-/// An open store. Dropping it closes it; nothing needs to be flushed then.
+/// An open store. Dropping it carries the log into LMDB; killing the process leaves that to the next opening.
 pub struct LmdbStore {
+    inner: Arc<Inner>,
+    flusher: Option<JoinHandle<()>>,
+}
+
+struct Inner {
     env: Env,
     tables: [Db; Table::ALL.len()],
     dir: PathBuf,
     map_bytes: u64,
+    is_durable: bool,
+    /// A lock, because queries read layers while the writer adds to one. Readers hold it for a slice.
+    layers: RwLock<Layers>,
+    /// The log, owned by whoever appends. A lock, because the flusher starts a new one when nothing happens.
+    wal: Mutex<Wal>,
+    frozen_generation: AtomicU64,
     next_seq: AtomicU64,
     /// Numbers below this are promised on disk.
     reserved: AtomicU64,
+    signal: flush::Signal,
     _lock: DirLock,
 }
 
@@ -55,34 +79,52 @@ impl LmdbStore {
         env::create_dir(dir)?;
         let lock = DirLock::acquire(dir)?;
         let (env, tables) = env::open(dir, *map_bytes, *is_durable)?;
-        let mut store = Self {
+        let flushed = env::read_u64(&env, &tables, env::META_GENERATION, *map_bytes)?;
+        let generations = wal::generations(dir)?;
+        let newest = generations.last().copied().unwrap_or(0).max(flushed);
+        let inner = Inner {
             env,
             tables,
             dir: dir.clone(),
             map_bytes: *map_bytes,
+            is_durable: *is_durable,
+            layers: RwLock::default(),
+            wal: Mutex::new(Wal::create(dir, newest + 1, *is_durable)?),
+            frozen_generation: AtomicU64::new(0),
             next_seq: AtomicU64::new(0),
             reserved: AtomicU64::new(0),
+            signal: flush::Signal::default(),
             _lock: lock,
         };
-        let first = store.read_reserved()?.max(1);
-        store.next_seq = AtomicU64::new(first);
-        store.reserved = AtomicU64::new(first);
-        Ok(store)
+        for generation in generations {
+            if generation > flushed {
+                let layer = wal::replay(dir, generation)?;
+                flush::write(&inner, &layer, generation)?;
+            }
+            wal::remove(dir, generation);
+        }
+        let first = env::read_u64(&inner.env, &inner.tables, env::META_SEQ, *map_bytes)?.max(1);
+        inner.next_seq.store(first, Ordering::Release);
+        inner.reserved.store(first, Ordering::Release);
+        let inner = Arc::new(inner);
+        let flusher = Some(flush::start(&inner)?);
+        Ok(Self { inner, flusher })
     }
 
     pub fn dir(&self) -> &Path {
-        &self.dir
+        &self.inner.dir
     }
 
     /// Bytes that the data file takes on disk.
     pub fn disk_bytes(&self) -> u64 {
-        self.env.real_disk_size().unwrap_or(0)
+        self.inner.env.real_disk_size().unwrap_or(0)
     }
 
-    /// How many events are stored.
+    /// How many events are stored. Carries the log into LMDB first.
     pub fn len(&self) -> Result<u64, StoreError> {
-        let txn = self.read_txn()?;
-        self.db(Table::Events).len(&txn).map_err(|error| self.error(error))
+        self.inner.settle()?;
+        let txn = self.inner.env.read_txn().map_err(|error| self.inner.error(error))?;
+        self.inner.db(Table::Events).len(&txn).map_err(|error| self.inner.error(error))
     }
 
     pub fn is_empty(&self) -> Result<bool, StoreError> {
@@ -91,52 +133,138 @@ impl LmdbStore {
 
     /// Writes a copy without free pages. The store stays open.
     pub fn compact_to(&self, path: &Path) -> Result<u64, StoreError> {
+        self.inner.settle()?;
         let file = self
+            .inner
             .env
             .copy_to_path(path, heed::CompactionOption::Enabled)
-            .map_err(|error| self.error(error))?;
+            .map_err(|error| self.inner.error(error))?;
         file.sync_all().map_err(|cause| StoreError::io("cannot flush", path, cause))?;
         Ok(file.metadata().map_or(0, |meta| meta.len()))
     }
+}
 
+impl Inner {
     fn db(&self, table: Table) -> Db {
         self.tables[table as usize]
-    }
-
-    fn read_txn(&self) -> Result<RoTxn<'_, WithoutTls>, StoreError> {
-        self.env.read_txn().map_err(|error| self.error(error))
     }
 
     fn error(&self, error: heed::Error) -> StoreError {
         env::classify(error, self.map_bytes)
     }
 
-    fn record_at<'t>(&self, txn: &'t RoTxn<'_, WithoutTls>, seq: Seq) -> Result<Option<EventRef<'t>>, StoreError> {
-        let bytes = self.db(Table::Events).get(txn, &seq.0.to_be_bytes()).map_err(|error| self.error(error))?;
-        bytes.map(|bytes| EventRef::from_bytes(bytes).ok_or(StoreError::Corrupt("event"))).transpose()
+    fn layers(&self) -> RwLockReadGuard<'_, Layers> {
+        self.layers.read().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn seq_of(&self, txn: &RoTxn<'_, WithoutTls>, id: &EventId) -> Result<Option<Seq>, StoreError> {
-        let bytes = self.db(Table::Ids).get(txn, &id.0).map_err(|error| self.error(error))?;
-        bytes.map(keys::seq_from).transpose()
+    fn layers_mut(&self) -> RwLockWriteGuard<'_, Layers> {
+        self.layers.write().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn read_reserved(&self) -> Result<u64, StoreError> {
-        let txn = self.read_txn()?;
-        let bytes = self.db(Table::Meta).get(&txn, env::META_SEQ).map_err(|error| self.error(error))?;
-        Ok(bytes.map(keys::seq_from).transpose()?.map_or(0, |seq| seq.0))
+    fn wal(&self) -> MutexGuard<'_, Wal> {
+        self.wal.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What is stored, as of now.
+    fn view<'v>(&'v self, layers: &'v Layers) -> Result<View<'v>, StoreError> {
+        let txn = self.env.read_txn().map_err(|error| self.error(error))?;
+        Ok(View::new(layers, &self.tables, txn, self.map_bytes))
+    }
+
+    /// Makes a batch durable, then visible.
+    fn commit(&self, wal: &mut Wal, batch: Layer) -> Result<(), StoreError> {
+        wal.append(&batch)?;
+        let mut layers = self.layers_mut();
+        layers.active.absorb(batch);
+        let is_full = layers.active.rows() >= flush::ROWS_TO_FREEZE || layers.active.bytes() >= flush::BYTES_TO_FREEZE;
+        if is_full && layers.frozen.is_none() {
+            // A log that cannot be started (a full disk) leaves the active layer to grow for a while.
+            match self.freeze(wal, &mut layers) {
+                Ok(()) => self.signal.notify(),
+                Err(error) => tracing::warn!(%error, "cannot start a new log yet"),
+            }
+        }
+        Ok(())
+    }
+
+    /// Waits while the flusher is so far behind that memory would not be bounded.
+    fn wait_for_room(&self) -> Result<(), StoreError> {
+        let mut seen = 0;
+        for _ in 0..ROOM_TRIES {
+            if self.layers().active.bytes() < flush::BYTES_TO_FREEZE * flush::GROWTH_MAX {
+                return Ok(());
+            }
+            self.signal.wait(&mut seen, std::time::Duration::from_millis(100));
+        }
+        Err(StoreError::DiskFull)
+    }
+
+    /// The active layer with its log becomes the frozen one; a new log begins.
+    fn freeze(&self, wal: &mut Wal, layers: &mut Layers) -> Result<(), StoreError> {
+        let next = Wal::create(&self.dir, wal.generation + 1, self.is_durable)?;
+        self.frozen_generation.store(wal.generation, Ordering::Release);
+        layers.frozen = Some(Arc::new(std::mem::take(&mut layers.active)));
+        *wal = next;
+        Ok(())
+    }
+
+    fn freeze_if_idle(&self) -> Result<(), StoreError> {
+        let Ok(mut wal) = self.wal.try_lock() else { return Ok(()) };
+        let mut layers = self.layers_mut();
+        if layers.active.is_empty() || layers.frozen.is_some() {
+            return Ok(());
+        }
+        self.freeze(&mut wal, &mut layers)
+    }
+
+    /// Carries everything into LMDB, now.
+    fn settle(&self) -> Result<(), StoreError> {
+        let mut wal = self.wal();
+        loop {
+            let mut layers = self.layers_mut();
+            if layers.frozen.is_none() && !layers.active.is_empty() {
+                self.freeze(&mut wal, &mut layers)?;
+            }
+            let is_done = layers.frozen.is_none();
+            drop(layers);
+            if is_done {
+                return Ok(());
+            }
+            self.signal.notify();
+            let mut seen = u64::MAX;
+            self.signal.wait(&mut seen, std::time::Duration::from_millis(10));
+            std::thread::yield_now();
+        }
+    }
+}
+
+/// Times 100 ms that a writer waits for the flusher.
+const ROOM_TRIES: u32 = 100;
+
+impl Drop for LmdbStore {
+    fn drop(&mut self) {
+        self.inner.signal.is_stopping.store(true, Ordering::Release);
+        self.inner.signal.notify();
+        if let Some(flusher) = self.flusher.take() {
+            drop(flusher.join());
+        }
+        // Best effort: what does not get there is in the log, and the next opening takes it from there.
+        let closed = flush::flush(&self.inner).and_then(|()| self.inner.freeze_if_idle()).and_then(|()| flush::flush(&self.inner));
+        if let Err(error) = closed {
+            tracing::warn!(%error, "the log stays for the next start");
+        }
     }
 }
 
 impl std::fmt::Debug for LmdbStore {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("LmdbStore").field("dir", &self.dir).finish_non_exhaustive()
+        f.debug_struct("LmdbStore").field("dir", &self.inner.dir).finish_non_exhaustive()
     }
 }
 
 impl EventStore for LmdbStore {
     fn apply(&self, ops: Vec<Op>) -> Result<Vec<Outcome>, StoreError> {
-        write::apply(self, ops)
+        write::apply(&self.inner, ops)
     }
 
     fn scan(
@@ -145,49 +273,52 @@ impl EventStore for LmdbStore {
         budget: usize,
         visit: &mut dyn FnMut(Seq, EventRef<'_>) -> Visit,
     ) -> Result<Progress, StoreError> {
-        scan::run(self, scan, budget, visit)
+        let layers = self.inner.layers();
+        scan::run(&self.inner.view(&layers)?, scan, budget, visit)
     }
 
     fn get(&self, id: &EventId) -> Result<Option<(Seq, Record)>, StoreError> {
-        let txn = self.read_txn()?;
-        let Some(seq) = self.seq_of(&txn, id)? else { return Ok(None) };
-        Ok(self.record_at(&txn, seq)?.map(|event| (seq, event.to_record())))
+        let layers = self.inner.layers();
+        let view = self.inner.view(&layers)?;
+        let Some(seq) = view.seq_of(None, id)? else { return Ok(None) };
+        Ok(view.record(None, seq)?.map(|record| (seq, record)))
     }
 
     fn contains(&self, id: &EventId) -> Result<bool, StoreError> {
-        let txn = self.read_txn()?;
-        Ok(self.seq_of(&txn, id)?.is_some())
+        let layers = self.inner.layers();
+        Ok(self.inner.view(&layers)?.seq_of(None, id)?.is_some())
     }
 
     fn read_after(&self, after: Seq, most: usize) -> Result<Vec<(Seq, Record)>, StoreError> {
-        let txn = self.read_txn()?;
-        let from = after.next().0.to_be_bytes();
-        let rows = self.db(Table::Events).range(&txn, &keys::from(&from)).map_err(|error| self.error(error))?;
-        rows.take(most)
-            .map(|row| {
-                let (seq, bytes) = row.map_err(|error| self.error(error))?;
-                Ok((keys::seq_from(seq)?, Record::from_bytes(bytes).ok_or(StoreError::Corrupt("event"))?))
-            })
-            .collect()
+        let layers = self.inner.layers();
+        let view = self.inner.view(&layers)?;
+        let mut rows = Vec::new();
+        view.walk(None, Table::Events, &after.next().0.to_be_bytes(), |key, value| {
+            if rows.len() < most {
+                rows.push((keys::seq_from(key), Record::from_bytes(value)));
+            }
+            rows.len() < most
+        })?;
+        rows.into_iter().map(|(seq, record)| Ok((seq?, record.ok_or(StoreError::Corrupt("event"))?))).collect()
     }
 
     fn next_seq(&self) -> Seq {
-        Seq(self.next_seq.load(Ordering::Acquire))
+        Seq(self.inner.next_seq.load(Ordering::Acquire))
     }
 
     fn owners(&self) -> Result<Vec<(PubKey, Vec<u8>)>, StoreError> {
-        let txn = self.read_txn()?;
-        let rows = self.db(Table::Owners).iter(&txn).map_err(|error| self.error(error))?;
-        rows.map(|row| {
-            let (agent, row) = row.map_err(|error| self.error(error))?;
-            Ok((PubKey::from_slice(agent).ok_or(StoreError::Corrupt("owner"))?, row.to_vec()))
-        })
-        .collect()
+        let layers = self.inner.layers();
+        let mut rows = Vec::new();
+        self.inner.view(&layers)?.walk(None, Table::Owners, &[0], |agent, row| {
+            rows.push((PubKey::from_slice(agent), row.to_vec()));
+            true
+        })?;
+        rows.into_iter().map(|(agent, row)| Ok((agent.ok_or(StoreError::Corrupt("owner"))?, row))).collect()
     }
 
     fn policy(&self) -> Result<Option<Vec<u8>>, StoreError> {
-        let txn = self.read_txn()?;
-        let bytes = self.db(Table::Meta).get(&txn, env::META_POLICY).map_err(|error| self.error(error))?;
-        Ok(bytes.map(<[u8]>::to_vec))
+        let layers = self.inner.layers();
+        let view = self.inner.view(&layers)?;
+        Ok(view.get(None, Table::Meta, env::META_POLICY)?.map(<[u8]>::to_vec))
     }
 }

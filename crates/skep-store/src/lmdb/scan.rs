@@ -6,12 +6,11 @@
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, VecDeque};
 
-use heed::{RoTxn, WithoutTls};
 use skep_proto::{EventId, EventRef, Filter, Seq, filter};
 
 use super::env::Table;
 use super::keys::{self, Key, Pos};
-use super::LmdbStore;
+use super::layers::View;
 use crate::{Progress, Scan, StoreError, Visit};
 
 /// Positions read from an index at a time: few at first, for the many queries that want few.
@@ -43,20 +42,17 @@ enum Walk {
     Done,
 }
 
-type Txn<'t> = RoTxn<'t, WithoutTls>;
-
 pub(super) fn run(
-    store: &LmdbStore,
+    view: &View<'_>,
     scan: &mut Scan,
     mut budget: usize,
     visit: &mut dyn FnMut(Seq, EventRef<'_>) -> Visit,
 ) -> Result<Progress, StoreError> {
-    let txn = store.read_txn()?;
     let mut state = match scan.state.take().and_then(|state| state.downcast::<State>().ok()) {
         Some(state) => state,
         None => Box::new(plan(scan)),
     };
-    let progress = step(store, &txn, scan, &mut state, &mut budget, visit)?;
+    let progress = step(view, scan, &mut state, &mut budget, visit)?;
     if progress == Progress::More {
         scan.state = Some(state);
     }
@@ -64,8 +60,7 @@ pub(super) fn run(
 }
 
 fn step(
-    store: &LmdbStore,
-    txn: &Txn<'_>,
+    view: &View<'_>,
     scan: &mut Scan,
     state: &mut State,
     budget: &mut usize,
@@ -76,7 +71,7 @@ fn step(
             return Ok(Progress::More);
         }
         let remaining = scan.remaining[state.branches[state.started].filter];
-        if state.advance(store, txn, state.started, remaining, budget)? {
+        if state.advance(view, state.started, remaining, budget)? {
             state.started += 1;
         }
     }
@@ -85,17 +80,15 @@ fn step(
             return Ok(Progress::More);
         }
         *budget -= 1;
-        let record = if pos.seq > scan.up_to.0 { None } else { store.record_at(txn, Seq(pos.seq))? };
-        serve_one(store, txn, scan, state, pos, record, budget, visit)?;
+        let record = if pos.seq > scan.up_to.0 { None } else { view.event(Seq(pos.seq))? };
+        serve_one(view, scan, state, pos, record, budget, visit)?;
     }
     Ok(Progress::Done)
 }
 
 /// Takes one position off every branch that has it, and serves its event at most once.
-#[expect(clippy::too_many_arguments, reason = "the loop body of `step`, cut out for reading")]
 fn serve_one(
-    store: &LmdbStore,
-    txn: &Txn<'_>,
+    view: &View<'_>,
     scan: &mut Scan,
     state: &mut State,
     pos: Pos,
@@ -123,7 +116,7 @@ fn serve_one(
         }
         let remaining = scan.remaining[filter];
         if remaining > 0 {
-            state.advance(store, txn, branch, remaining, budget)?;
+            state.advance(view, branch, remaining, budget)?;
         }
     }
     Ok(())
@@ -131,9 +124,9 @@ fn serve_one(
 
 impl State {
     /// Puts a branch's next position on the heap. `false`: it needs another step first (a long id list).
-    fn advance(&mut self, store: &LmdbStore, txn: &Txn<'_>, at: usize, remaining: u64, budget: &mut usize) -> Result<bool, StoreError> {
+    fn advance(&mut self, view: &View<'_>, at: usize, remaining: u64, budget: &mut usize) -> Result<bool, StoreError> {
         let branch = &mut self.branches[at];
-        if branch.ready.is_empty() && !branch.fill(store, txn, remaining, budget)? {
+        if branch.ready.is_empty() && !branch.fill(view, remaining, budget)? {
             return Ok(false);
         }
         if let Some(pos) = branch.ready.pop_front() {
@@ -144,13 +137,13 @@ impl State {
 }
 
 impl Branch {
-    fn fill(&mut self, store: &LmdbStore, txn: &Txn<'_>, remaining: u64, budget: &mut usize) -> Result<bool, StoreError> {
+    fn fill(&mut self, view: &View<'_>, remaining: u64, budget: &mut usize) -> Result<bool, StoreError> {
         match &mut self.walk {
             Walk::Done => Ok(true),
             Walk::Ids(ids) => {
                 while let Some(id) = ids.pop() {
-                    if let Some(seq) = store.seq_of(txn, &id)?
-                        && let Some(event) = store.record_at(txn, seq)?
+                    if let Some(seq) = view.seq_of(None, &id)?
+                        && let Some(event) = view.event(seq)?
                     {
                         self.ready.push_back(Pos::of(event, seq));
                     }
@@ -167,16 +160,16 @@ impl Branch {
                 let want = (*chunk).min(usize::try_from(remaining).unwrap_or(usize::MAX)).max(1);
                 *chunk = (*chunk * 2).min(CHUNK_MAX);
                 let from = prefix.with(*next);
-                let rows = store.db(*table).range(txn, &keys::from(from.as_bytes())).map_err(|error| store.error(error))?;
                 let mut found = 0;
-                for row in rows.take(want) {
-                    let (key, _) = row.map_err(|error| store.error(error))?;
+                let ready = &mut self.ready;
+                view.walk(None, *table, from.as_bytes(), |key, _| {
                     let pos = Pos::read(key).filter(|_| key.starts_with(prefix.as_bytes()));
-                    let Some(pos) = pos.filter(|pos| pos.created_at() >= *oldest) else { break };
-                    self.ready.push_back(pos);
+                    let Some(pos) = pos.filter(|pos| pos.created_at() >= *oldest) else { return false };
+                    ready.push_back(pos);
                     *next = pos.after();
                     found += 1;
-                }
+                    found < want
+                })?;
                 if found < want {
                     self.walk = Walk::Done;
                 }
@@ -198,13 +191,16 @@ fn plan(scan: &Scan) -> State {
 
 /// Chooses the index: ids, else a word, else the tag with the fewest values, else authors (with kinds), else kinds.
 fn plan_filter(filter: &Filter, number: usize, branches: &mut Vec<Branch>) {
+    // One branch is read in long runs; of many, most may never be needed.
+    let is_single = filter.ids.is_none() && filter.values() <= 1;
+    let chunk = if is_single { CHUNK_MAX } else { CHUNK_MIN };
     let mut walk = |walk| branches.push(Branch { filter: number, walk, ready: VecDeque::new() });
     let index = |table, prefix| Walk::Index {
         table,
         prefix,
         next: Pos::at(filter.until.unwrap_or(u64::MAX)),
         oldest: filter.since.unwrap_or(0),
-        chunk: CHUNK_MIN,
+        chunk,
     };
     if let Some(ids) = &filter.ids {
         return walk(Walk::Ids(ids.clone()));

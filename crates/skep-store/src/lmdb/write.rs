@@ -1,18 +1,20 @@
-//! One transaction: duplicate, replacement, deletion and lease are all decided inside it.
+//! One batch: duplicate, replacement, deletion and lease are all decided inside it.
 
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use heed::{PutFlags, RwTxn};
 use skep_proto::filter::{content_of, words};
 use skep_proto::kind::Class;
 use skep_proto::lease::{Lease, Resource};
 use skep_proto::{EventId, EventRef, Kind, PubKey, Record, Seq, Timestamp, kind, order};
 
 use super::env::{META_POLICY, META_SEQ, Table};
-use super::{LmdbStore, SEQ_BLOCK, keys};
+use super::layers::{Layer, Slot, View};
+use super::{Inner, SEQ_BLOCK, keys};
 use crate::{Change, Guard, LeaseRows, Op, Outcome, StoreError};
 
-pub(super) fn apply(store: &LmdbStore, ops: Vec<Op>) -> Result<Vec<Outcome>, StoreError> {
+pub(super) fn apply(store: &Inner, ops: Vec<Op>) -> Result<Vec<Outcome>, StoreError> {
+    let mut wal = store.wal();
     let mut next = store.next_seq.load(Ordering::Acquire);
     // Each operation makes at most two events: itself and the lease state that it changes.
     let last = next + 2 * ops.len() as u64;
@@ -22,20 +24,28 @@ pub(super) fn apply(store: &LmdbStore, ops: Vec<Op>) -> Result<Vec<Outcome>, Sto
         store.next_seq.store(next, Ordering::Release);
         return Ok(outcomes);
     }
-    let txn = store.env.write_txn().map_err(|error| store.error(error))?;
-    let mut writing = Writing { store, txn, next };
+    store.wait_for_room()?;
     let reserved = must_reserve.then(|| last + SEQ_BLOCK);
-    if let Some(reserved) = reserved {
-        writing.put(Table::Meta, META_SEQ, &reserved.to_be_bytes())?;
+    let (outcomes, batch, next) = decide(store, ops, next, reserved)?;
+    if !batch.is_empty() {
+        store.commit(&mut wal, batch)?;
     }
-    let outcomes = ops.into_iter().map(|op| writing.run(op)).collect::<Result<Vec<_>, _>>()?;
-    let Writing { txn, next, .. } = writing;
-    txn.commit().map_err(|error| store.error(error))?;
     store.next_seq.store(next, Ordering::Release);
     if let Some(reserved) = reserved {
         store.reserved.store(reserved, Ordering::Release);
     }
     Ok(outcomes)
+}
+
+/// What a batch changes. Nothing is changed yet.
+fn decide(store: &Inner, ops: Vec<Op>, next: u64, reserve: Option<u64>) -> Result<(Vec<Outcome>, Layer, u64), StoreError> {
+    let layers = store.layers();
+    let mut writing = Writing { view: store.view(&layers)?, batch: Layer::default(), next };
+    if let Some(reserve) = reserve {
+        writing.put(Table::Meta, META_SEQ, &reserve.to_be_bytes());
+    }
+    let outcomes = ops.into_iter().map(|op| writing.run(op)).collect::<Result<Vec<_>, _>>()?;
+    Ok((outcomes, writing.batch, writing.next))
 }
 
 fn ring(op: Op, next: &mut u64) -> Outcome {
@@ -45,9 +55,10 @@ fn ring(op: Op, next: &mut u64) -> Outcome {
     Outcome::Stored(vec![Change { seq, record }])
 }
 
-struct Writing<'s> {
-    store: &'s LmdbStore,
-    txn: RwTxn<'s>,
+/// A batch being decided: what it changes, above everything that is stored.
+struct Writing<'v> {
+    view: View<'v>,
+    batch: Layer,
     next: u64,
 }
 
@@ -63,15 +74,21 @@ impl Writing<'_> {
                 }
                 Err(refusal) => Ok(Outcome::Refused(refusal)),
             },
-            Op::Own { agent, row } => self.put(Table::Owners, &agent.0, &row).map(|()| Outcome::Done),
-            Op::Policy(document) => self.put(Table::Meta, META_POLICY, &document).map(|()| Outcome::Done),
+            Op::Own { agent, row } => {
+                self.put(Table::Owners, &agent.0, &row);
+                Ok(Outcome::Done)
+            },
+            Op::Policy(document) => {
+                self.put(Table::Meta, META_POLICY, &document);
+                Ok(Outcome::Done)
+            },
             Op::Sweep { now, most } => self.sweep(now, most).map(Outcome::Swept),
         }
     }
 
     fn put_event(&mut self, record: Record, words: &[String], guard: Option<Guard>) -> Result<Outcome, StoreError> {
         let event = record.as_ref();
-        if self.store.seq_of(&self.txn, &event.id())?.is_some() {
+        if self.seq_of(&event.id())?.is_some() {
             return Ok(Outcome::Duplicate);
         }
         if let Some(gone) = self.is_gone(event)? {
@@ -99,7 +116,7 @@ impl Writing<'_> {
             Kind::VANISH => self.vanish(event)?,
             _ => {}
         }
-        let seq = self.insert(event, address.as_ref(), words)?;
+        let seq = self.insert(&record, address.as_ref(), words)?;
         let mut changes = vec![Change { seq, record }];
         if let Some(beside) = beside {
             changes.append(&mut self.put_own(beside)?);
@@ -115,45 +132,43 @@ impl Writing<'_> {
         }
     }
 
-    fn insert(&mut self, event: EventRef<'_>, address: Option<&[u8; 66]>, words: &[String]) -> Result<Seq, StoreError> {
+    fn insert(&mut self, record: &Record, address: Option<&[u8; 66]>, words: &[String]) -> Result<Seq, StoreError> {
         let seq = Seq(self.next);
         self.next += 1;
         let number = seq.0.to_be_bytes();
-        let store = self.store;
-        store
-            .db(Table::Events)
-            .put_with_flags(&mut self.txn, PutFlags::APPEND, &number, event.as_bytes())
-            .map_err(|error| store.error(error))?;
-        self.put(Table::Ids, &event.id().0, &number)?;
-        keys::index(event, seq, |table, key| self.put(table, key.as_bytes(), &[]))?;
+        let event = record.as_ref();
+        self.batch.set(Table::Events, number[..].into(), Slot::Bytes(record.clone().into_bytes()));
+        self.put(Table::Ids, &event.id().0, &number);
+        keys::index(event, seq, |table, key| self.batch.set(table, key.as_bytes().into(), Slot::Empty));
         for word in words {
-            self.put(Table::Tags, keys::word(word).with(keys::Pos::of(event, seq)).as_bytes(), &[])?;
+            let key = keys::word(word).with(keys::Pos::of(event, seq));
+            self.batch.set(Table::Tags, key.as_bytes().into(), Slot::Empty);
         }
         if let Some(address) = address {
-            self.put(Table::Addresses, address, &number)?;
+            self.put(Table::Addresses, address, &number);
         }
         Ok(seq)
     }
 
     fn remove(&mut self, seq: Seq) -> Result<(), StoreError> {
-        let Some(record) = self.store.record_at(&self.txn, seq)?.map(EventRef::to_record) else { return Ok(()) };
+        let Some(record) = self.record(seq)? else { return Ok(()) };
         let event = record.as_ref();
-        keys::index(event, seq, |table, key| self.delete(table, key.as_bytes()))?;
+        keys::index(event, seq, |table, key| self.batch.set(table, key.as_bytes().into(), Slot::Gone));
         if kind::rule(event.kind()).search {
             // Rows that were never made are not there to delete; that is no error.
             for word in words(&content_of(event).unwrap_or_default()) {
-                self.delete(Table::Tags, keys::word(&word).with(keys::Pos::of(event, seq)).as_bytes())?;
+                self.delete(Table::Tags, keys::word(&word).with(keys::Pos::of(event, seq)).as_bytes());
             }
         }
         if let Some(address) = keys::address_of(event) {
-            let db = self.store.db(Table::Addresses);
-            let current = db.get(&self.txn, &address).map_err(|error| self.store.error(error))?;
+            let current = self.get(Table::Addresses, &address)?;
             if current.map(keys::seq_from).transpose()? == Some(seq) {
-                self.delete(Table::Addresses, &address)?;
+                self.delete(Table::Addresses, &address);
             }
         }
-        self.delete(Table::Ids, &event.id().0)?;
-        self.delete(Table::Events, &seq.0.to_be_bytes())
+        self.delete(Table::Ids, &event.id().0);
+        self.delete(Table::Events, &seq.0.to_be_bytes());
+        Ok(())
     }
 
     /// Whether its author already asked for this event's end.
@@ -180,12 +195,10 @@ impl Writing<'_> {
     }
 
     fn replaced_by(&self, event: EventRef<'_>, address: &[u8; 66]) -> Result<Replaced, StoreError> {
-        let db = self.store.db(Table::Addresses);
-        let Some(bytes) = db.get(&self.txn, address).map_err(|error| self.store.error(error))? else {
-            return Ok(Replaced::Nothing);
-        };
+        let Some(bytes) = self.get(Table::Addresses, address)? else { return Ok(Replaced::Nothing) };
         let seq = keys::seq_from(bytes)?;
-        let Some(old) = self.store.record_at(&self.txn, seq)? else { return Ok(Replaced::Nothing) };
+        let Some(old) = self.record(seq)? else { return Ok(Replaced::Nothing) };
+        let old = old.as_ref();
         let (new_id, old_id) = (event.id(), old.id());
         if order::replaces((event.created_at(), &new_id), (old.created_at(), &old_id)) {
             Ok(Replaced::Older(seq))
@@ -198,10 +211,10 @@ impl Writing<'_> {
     fn delete_for(&mut self, request: EventRef<'_>) -> Result<(), StoreError> {
         let author = request.pubkey();
         for id in request.tag_values(b'e').filter_map(|value| std::str::from_utf8(value).ok()?.parse::<EventId>().ok()) {
-            self.put(Table::DeletedIds, &tombstone(&id, &author), &request.created_at().to_be_bytes())?;
-            if let Some(seq) = self.store.seq_of(&self.txn, &id)? {
-                let found = self.store.record_at(&self.txn, seq)?;
-                let is_theirs = found.is_some_and(|event| {
+            self.put(Table::DeletedIds, &tombstone(&id, &author), &request.created_at().to_be_bytes());
+            if let Some(seq) = self.seq_of(&id)? {
+                let is_theirs = self.record(seq)?.is_some_and(|found| {
+                    let event = found.as_ref();
                     event.pubkey() == author && event.kind() != Kind::DELETION && event.kind() != Kind::VANISH
                 });
                 if is_theirs {
@@ -211,12 +224,10 @@ impl Writing<'_> {
         }
         for address in request.tag_values(b'a').filter_map(|value| own_address(value, &author)) {
             let up_to = self.time_at(Table::DeletedAddresses, &address)?.max(Some(request.created_at())).unwrap_or(0);
-            self.put(Table::DeletedAddresses, &address, &up_to.to_be_bytes())?;
-            let db = self.store.db(Table::Addresses);
-            let current = db.get(&self.txn, &address).map_err(|error| self.store.error(error))?;
+            self.put(Table::DeletedAddresses, &address, &up_to.to_be_bytes());
+            let current = self.get(Table::Addresses, &address)?;
             if let Some(seq) = current.map(keys::seq_from).transpose()? {
-                let found = self.store.record_at(&self.txn, seq)?;
-                if found.is_some_and(|event| event.created_at() <= up_to) {
+                if self.record(seq)?.is_some_and(|found| found.as_ref().created_at() <= up_to) {
                     self.remove(seq)?;
                 }
             }
@@ -227,13 +238,16 @@ impl Writing<'_> {
     /// NIP-62: everything of this author up to the request's time, and the wraps sent to them.
     fn vanish(&mut self, request: EventRef<'_>) -> Result<(), StoreError> {
         let author = request.pubkey();
-        let up_to = self.time_at(Table::Vanished, &author.0)?.max(Some(request.created_at())).unwrap_or(0);
-        self.put(Table::Vanished, &author.0, &up_to.to_be_bytes())?;
+        let up_to = request.created_at();
+        let newest = self.time_at(Table::Vanished, &author.0)?.map_or(up_to, |before| before.max(up_to));
+        self.put(Table::Vanished, &author.0, &newest.to_be_bytes());
         let mut gone = self.positions(Table::Authors, keys::author(&author), up_to)?;
         let wraps = self.positions(Table::Tags, keys::tag(b'p', author.to_hex().as_bytes()), up_to)?;
         for seq in wraps {
-            let found = self.store.record_at(&self.txn, seq)?;
-            if found.is_some_and(|event| event.kind() == Kind::GIFT_WRAP && event.names(b'p', &author)) {
+            let found = self.record(seq)?;
+            if found.is_some_and(|found| {
+                found.as_ref().kind() == Kind::GIFT_WRAP && found.as_ref().names(b'p', &author)
+            }) {
                 gone.push(seq);
             }
         }
@@ -242,47 +256,54 @@ impl Writing<'_> {
 
     fn positions(&self, table: Table, prefix: keys::Key, up_to: Timestamp) -> Result<Vec<Seq>, StoreError> {
         let from = prefix.with(keys::Pos::at(up_to));
-        let rows = self.store.db(table).range(&self.txn, &keys::from(from.as_bytes())).map_err(|error| self.store.error(error))?;
         let mut found = Vec::new();
-        for row in rows {
-            let (key, _) = row.map_err(|error| self.store.error(error))?;
-            if !key.starts_with(prefix.as_bytes()) {
-                break;
-            }
-            found.extend(keys::Pos::read(key).map(|pos| Seq(pos.seq)));
-        }
+        self.view.walk(Some(&self.batch), table, from.as_bytes(), |key, _| {
+            let is_in = key.starts_with(prefix.as_bytes());
+            found.extend(keys::Pos::read(key).filter(|_| is_in).map(|pos| Seq(pos.seq)));
+            is_in
+        })?;
         Ok(found)
     }
 
     fn sweep(&mut self, now: Timestamp, most: usize) -> Result<usize, StoreError> {
         let end = keys::expiration(now, Seq::MAX);
-        let rows = self.store.db(Table::Expirations).range(&self.txn, &keys::up_to(end.as_bytes())).map_err(|error| self.store.error(error))?;
-        let due: Vec<Seq> = rows
-            .take(most)
-            .map(|row| {
-                let (key, _) = row.map_err(|error| self.store.error(error))?;
-                keys::seq_from(key.get(8..).unwrap_or_default())
-            })
-            .collect::<Result<_, _>>()?;
+        let mut due = Vec::new();
+        self.view.walk(Some(&self.batch), Table::Expirations, &[0], |key, _| {
+            let is_due = key <= end.as_bytes() && due.len() < most;
+            due.extend(key.get(8..).filter(|_| is_due).map(keys::seq_from));
+            is_due
+        })?;
+        let due = due.into_iter().collect::<Result<Vec<Seq>, _>>()?;
         due.iter().try_for_each(|seq| self.remove(*seq))?;
         Ok(due.len())
     }
 
-    fn put(&mut self, table: Table, key: &[u8], value: &[u8]) -> Result<(), StoreError> {
-        self.store.db(table).put(&mut self.txn, key, value).map_err(|error| self.store.error(error))
+    fn put(&mut self, table: Table, key: &[u8], value: &[u8]) {
+        self.batch.set(table, key.into(), Slot::Bytes(Arc::from(value)));
     }
 
-    fn delete(&mut self, table: Table, key: &[u8]) -> Result<(), StoreError> {
-        self.store.db(table).delete(&mut self.txn, key).map(drop).map_err(|error| self.store.error(error))
+    fn delete(&mut self, table: Table, key: &[u8]) {
+        self.batch.set(table, key.into(), Slot::Gone);
+    }
+
+    fn get(&self, table: Table, key: &[u8]) -> Result<Option<&[u8]>, StoreError> {
+        self.view.get(Some(&self.batch), table, key)
     }
 
     fn has(&self, table: Table, key: &[u8]) -> Result<bool, StoreError> {
-        self.store.db(table).get(&self.txn, key).map(|found| found.is_some()).map_err(|error| self.store.error(error))
+        Ok(self.get(table, key)?.is_some())
+    }
+
+    fn record(&self, seq: Seq) -> Result<Option<Record>, StoreError> {
+        self.view.record(Some(&self.batch), seq)
+    }
+
+    fn seq_of(&self, id: &EventId) -> Result<Option<Seq>, StoreError> {
+        self.view.seq_of(Some(&self.batch), id)
     }
 
     fn time_at(&self, table: Table, key: &[u8]) -> Result<Option<Timestamp>, StoreError> {
-        let found = self.store.db(table).get(&self.txn, key).map_err(|error| self.store.error(error))?;
-        Ok(found.map(keys::seq_from).transpose()?.map(|time| time.0))
+        Ok(self.get(table, key)?.map(keys::seq_from).transpose()?.map(|time| time.0))
     }
 }
 
@@ -294,14 +315,14 @@ enum Replaced {
 
 impl LeaseRows for Writing<'_> {
     fn get(&self, resource: &Resource) -> Result<Option<Lease>, StoreError> {
-        let found = self.store.db(Table::Leases).get(&self.txn, resource.as_str().as_bytes());
-        let found = found.map_err(|error| self.store.error(error))?;
+        let found = Writing::get(self, Table::Leases, resource.as_str().as_bytes())?;
         found.map(|bytes| serde_json::from_slice(bytes).map_err(|_| StoreError::Corrupt("lease"))).transpose()
     }
 
     fn put(&mut self, resource: &Resource, lease: &Lease) -> Result<(), StoreError> {
         let bytes = serde_json::to_vec(lease).map_err(|error| StoreError::Other(error.to_string()))?;
-        Writing::put(self, Table::Leases, resource.as_str().as_bytes(), &bytes)
+        Writing::put(self, Table::Leases, resource.as_str().as_bytes(), &bytes);
+        Ok(())
     }
 }
 
@@ -319,8 +340,12 @@ fn parties(event: EventRef<'_>) -> impl Iterator<Item = PubKey> {
 /// `kind:pubkey:d` as a key, when it is the author's own and names something replaceable.
 fn own_address(value: &[u8], author: &PubKey) -> Option<[u8; 66]> {
     let (kind, pubkey, d) = split_address(value)?;
-    let is_replaceable = matches!(kind.class(), Class::Replaceable | Class::Addressable);
-    (pubkey == *author && is_replaceable).then(|| keys::address(kind, author, d.as_bytes()))
+    let has_address = match kind.class() {
+        Class::Replaceable => d.is_empty(),
+        Class::Addressable => true,
+        Class::Regular | Class::Ephemeral => false,
+    };
+    (pubkey == *author && has_address).then(|| keys::address(kind, author, d.as_bytes()))
 }
 
 fn split_address(value: &[u8]) -> Option<(Kind, PubKey, &str)> {

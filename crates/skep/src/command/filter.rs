@@ -30,7 +30,7 @@ pub fn filters(args: &FilterArgs) -> Result<Vec<Filter>, CliError> {
     Ok(all)
 }
 
-fn from_json(text: &str, what: &str) -> Result<Filter, CliError> {
+pub fn from_json(text: &str, what: &str) -> Result<Filter, CliError> {
     let hint = r#"a filter is a JSON object such as {"kinds":[1],"limit":10}"#;
     let filter: Filter = serde_json::from_str(text)
         .map_err(|error| CliError::new(Kind::Input, format!("{what} is invalid: {error}")).hint(hint))?;

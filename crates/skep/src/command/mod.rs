@@ -1,12 +1,19 @@
 //! One module for each verb. A command reads its arguments, calls `skep_node`, and prints.
 
 mod agent;
+mod channels;
+mod compact;
+mod doctor;
 mod event;
+mod export;
 mod filter;
+mod import;
 mod input;
 mod key;
+mod progress;
 mod publish;
 mod relay;
+mod sync;
 
 use std::future::Future;
 use std::time::Duration;
@@ -26,6 +33,10 @@ pub fn run(cli: Cli) -> Result<(), CliError> {
         Command::Event(command) => event::run(command, &mut out),
         Command::Agent(command) => agent::run(command, &mut out),
         Command::Relay(command) => relay::run(command, &mut out),
+        Command::Import(args) => import::run(&args, &mut out),
+        Command::Export(args) => export::run(&args, &mut out),
+        Command::Channels(args) => channels::run(&args, &mut out),
+        Command::Doctor { settings } => doctor::run(&settings, &mut out),
     }?;
     out.flush()
 }

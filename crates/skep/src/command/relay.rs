@@ -3,17 +3,23 @@
 use std::path::PathBuf;
 
 use serde_json::json;
-use skep_node::config::Settings;
+use skep_node::config::{ConfigError, Settings};
 use skep_node::home::Home;
 use skep_node::keys::Keyring;
 use skep_node::relay;
 use tokio::signal::unix::{SignalKind, signal};
 
-use crate::cli::{RelayRun, SettingsArgs};
+use super::{compact, sync};
+use crate::cli::{RelayCommand, RelayRun, SettingsArgs};
 use crate::error::{CliError, Kind};
 use crate::screen::Output;
 
 pub fn run(command: RelayRun, out: &mut Output) -> Result<(), CliError> {
+    match &command.command {
+        Some(RelayCommand::Compact { settings }) => return compact::run(settings, out),
+        Some(RelayCommand::Sync(args)) => return sync::run(args, out),
+        None => {}
+    }
     let home = Home::locate()?;
     let mut settings = settings(&home, &command.settings)?;
     if let Some(listen) = command.listen {
@@ -29,13 +35,22 @@ pub fn run(command: RelayRun, out: &mut Output) -> Result<(), CliError> {
 
 /// Settings from the file, the environment and the flags.
 pub fn settings(home: &Home, args: &SettingsArgs) -> Result<Settings, CliError> {
-    let default: PathBuf = home.path().join("config.toml");
-    let path = args.config.clone().or_else(|| default.exists().then_some(default));
-    let mut settings = Settings::load(path.as_deref())?;
+    Ok(load(home, args)?)
+}
+
+/// The same, for whoever wants to tell what is wrong with them.
+pub fn load(home: &Home, args: &SettingsArgs) -> Result<Settings, ConfigError> {
+    let mut settings = Settings::load(config_path(home, args.config.as_ref()).as_deref())?;
     if let Some(data) = &args.data {
         settings.relay.data = data.display().to_string();
     }
     Ok(settings)
+}
+
+/// The file that an argument names, or the one in the home directory if it is there.
+pub fn config_path(home: &Home, named: Option<&PathBuf>) -> Option<PathBuf> {
+    let default = home.path().join("config.toml");
+    named.cloned().or_else(|| default.exists().then_some(default))
 }
 
 async fn serve(settings: &Settings, home: &Home, out: &mut Output) -> Result<(), CliError> {

@@ -1,0 +1,109 @@
+//! The flusher: a thread that carries frozen layers into LMDB, one sorted, fully synced transaction each.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use heed::PutFlags;
+
+use super::Inner;
+use super::env::{META_GENERATION, Table};
+use super::layers::{Layer, Slot};
+use super::wal;
+use crate::StoreError;
+
+/// An active layer with this many rows is frozen: about 8,000 events.
+pub(super) const ROWS_TO_FREEZE: usize = 80_000;
+pub(super) const BYTES_TO_FREEZE: usize = 24 << 20;
+
+/// While a flush is under way the active layer may grow to this many times that; then the writer waits.
+pub(super) const GROWTH_MAX: usize = 4;
+
+/// How long rows may stay out of LMDB when nothing presses.
+const IDLE: Duration = Duration::from_secs(2);
+
+/// Wait between tries when LMDB takes nothing (a full disk).
+const RETRY: Duration = Duration::from_millis(500);
+
+/// Wakes the flusher, and those who wait for it.
+#[derive(Debug, Default)]
+pub(super) struct Signal {
+    pub is_stopping: AtomicBool,
+    turn: Mutex<u64>,
+    changed: Condvar,
+}
+
+impl Signal {
+    pub(super) fn notify(&self) {
+        *self.turn.lock().unwrap_or_else(PoisonError::into_inner) += 1;
+        self.changed.notify_all();
+    }
+
+    /// Waits for the next notice, or for a time.
+    pub(super) fn wait(&self, seen: &mut u64, most: Duration) {
+        let turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
+        let before = *seen;
+        let (turn, _) = self
+            .changed
+            .wait_timeout_while(turn, most, |turn| *turn == before)
+            .unwrap_or_else(PoisonError::into_inner);
+        *seen = *turn;
+    }
+}
+
+pub(super) fn start(inner: &Arc<Inner>) -> Result<JoinHandle<()>, StoreError> {
+    let inner = Arc::clone(inner);
+    std::thread::Builder::new()
+        .name("skep-flush".into())
+        .spawn(move || run(&inner))
+        .map_err(|cause| StoreError::Other(format!("cannot start the flusher: {cause}")))
+}
+
+fn run(inner: &Inner) {
+    let mut seen = 0;
+    while !inner.signal.is_stopping.load(Ordering::Acquire) {
+        inner.signal.wait(&mut seen, IDLE);
+        if inner.layers().frozen.is_none() {
+            // Nothing pressed for a while, or the writer asked: take what there is.
+            if let Err(error) = inner.freeze_if_idle() {
+                tracing::error!(%error, "cannot start a new log");
+            }
+        }
+        if let Err(error) = flush(inner) {
+            tracing::error!(%error, "cannot move the log into the store; will try again");
+            std::thread::sleep(RETRY);
+        }
+    }
+}
+
+/// Carries the frozen layer, if there is one, into LMDB.
+pub(super) fn flush(inner: &Inner) -> Result<(), StoreError> {
+    let Some(layer) = inner.layers().frozen.clone() else { return Ok(()) };
+    let generation = inner.frozen_generation.load(Ordering::Acquire);
+    write(inner, &layer, generation)?;
+    inner.layers_mut().frozen = None;
+    wal::remove(&inner.dir, generation);
+    inner.signal.notify();
+    Ok(())
+}
+
+/// One transaction with every row of a layer, and the generation that it had.
+pub(super) fn write(inner: &Inner, layer: &Layer, generation: u64) -> Result<(), StoreError> {
+    let mut txn = inner.env.write_txn().map_err(|error| inner.error(error))?;
+    let newest = inner.db(Table::Events).last(&txn).map_err(|error| inner.error(error))?.map(|(key, _)| key.to_vec());
+    for (table, key, slot) in layer.iter() {
+        let db = inner.db(table);
+        let result = match slot {
+            Slot::Gone => db.delete(&mut txn, key).map(drop),
+            // Events only ever grow at the end; the hint saves the search. A log that is replayed writes them again.
+            _ if table == Table::Events && newest.as_deref() < Some(key) => {
+                db.put_with_flags(&mut txn, PutFlags::APPEND, key, slot.bytes())
+            }
+            slot => db.put(&mut txn, key, slot.bytes()),
+        };
+        result.map_err(|error| inner.error(error))?;
+    }
+    inner.db(Table::Meta).put(&mut txn, META_GENERATION, &generation.to_be_bytes()).map_err(|error| inner.error(error))?;
+    txn.commit().map_err(|error| inner.error(error))
+}

@@ -1,0 +1,122 @@
+//! Below the messages: frames. What is legal is served; what is not ends the connection with a counted reason.
+
+use serde_json::json;
+
+use crate::corpus::assert_served;
+use crate::load_harness::Relay;
+use crate::raw::{CLOSE, CONTINUATION, PING, Raw, TEXT, frame, frame_head};
+use crate::{UNHURRIED, alone, cut};
+
+const STRIKES: &str = "malformed messages";
+const TOO_LARGE: &str = "message too large";
+const PROTOCOL: &str = "not the WebSocket protocol";
+
+#[tokio::test(flavor = "multi_thread")]
+async fn more_than_twenty_malformed_messages_in_a_minute_cut_the_connection() {
+    let _turn = alone().await;
+    let mut relay = Relay::start(UNHURRIED);
+    let mut client = Raw::open(&relay).await;
+    client.recv().await;
+    for _ in 0..20 {
+        client.send(TEXT, b"noise").await;
+        assert_eq!(client.recv().await[0], "NOTICE");
+    }
+    assert_served(&mut client).await;
+    client.send(TEXT, b"noise").await;
+    assert_eq!(client.recv().await[0], "NOTICE");
+    assert_eq!(client.recv().await, json!(["NOTICE", format!("closing: {STRIKES}")]));
+    assert_eq!(client.end().await, Some((1008, STRIKES.into())));
+    assert_eq!((cut(&relay, STRIKES).await, relay.metric("malformed_total").await), (1, 21));
+    relay.assert_alive();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_message_in_fragments_is_a_message() {
+    let _turn = alone().await;
+    let relay = Relay::start(UNHURRIED);
+    let mut client = Raw::open(&relay).await;
+    client.recv().await;
+    let message = br#"["COUNT","s",{"kinds":[7]}]"#;
+    let last = message.len() - 1;
+    for (at, byte) in message.iter().enumerate() {
+        let opcode = if at == 0 { TEXT } else { CONTINUATION };
+        client.bytes(&frame(opcode, at == last, true, &[*byte])).await;
+        // Control frames may come in between.
+        client.send(PING, b"p").await;
+    }
+    let mut pongs = 0;
+    let answer = loop {
+        match client.next_frame().await {
+            Some((TEXT, payload)) => break payload,
+            Some((10, payload)) if payload == b"p" => pongs += 1,
+            other => panic!("{other:?}"),
+        }
+    };
+    assert_eq!(answer, br#"["COUNT","s",{"count":0}]"#);
+    assert!(pongs >= 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_message_beyond_the_limit_is_cut_however_it_comes() {
+    let _turn = alone().await;
+    let mut relay = Relay::start(UNHURRIED);
+    let part = vec![b'['; 200 * 1024];
+    let fragments = [(TEXT, false), (CONTINUATION, false), (CONTINUATION, true)];
+    let fragments: Vec<u8> = fragments.iter().flat_map(|(opcode, is_final)| frame(*opcode, *is_final, true, &part)).collect();
+    let ways = [
+        // A megabyte of nested arrays.
+        frame(TEXT, true, true, &vec![b'['; 1024 * 1024]),
+        fragments,
+        // Only the announcement of more than there is memory.
+        [frame_head(TEXT, true, true, 1 << 40), vec![0; 4]].concat(),
+        [frame_head(TEXT, true, true, usize::MAX >> 1), vec![0; 4]].concat(),
+        [frame_head(TEXT, true, true, 512 * 1024 + 1), vec![0; 4]].concat(),
+    ];
+    for (done, bytes) in ways.iter().enumerate() {
+        let mut client = Raw::open(&relay).await;
+        client.recv().await;
+        client.bytes(bytes).await;
+        assert_eq!(client.end().await, Some((1009, TOO_LARGE.into())), "way {done}");
+        assert_eq!(cut(&relay, TOO_LARGE).await, done as u64 + 1);
+    }
+    relay.assert_alive();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_not_websocket_is_cut() {
+    let _turn = alone().await;
+    let mut relay = Relay::start(UNHURRIED);
+    let ways: [(&str, Vec<u8>); 9] = [
+        ("an unmasked frame", frame(TEXT, true, false, br#"["REQ","s",{}]"#)),
+        ("a reserved opcode", frame(3, true, true, b"x")),
+        ("a reserved control opcode", frame(11, true, true, b"x")),
+        ("a reserved bit", frame(TEXT | 0x40, true, true, b"x")),
+        ("a fragmented ping", frame(PING, false, true, b"x")),
+        ("a long ping", frame(PING, true, true, &[b'x'; 126])),
+        ("a continuation of nothing", frame(CONTINUATION, true, true, b"x")),
+        ("a text in a text", [frame(TEXT, false, true, b"["), frame(TEXT, true, true, b"]")].concat()),
+        // RFC 6455, 8.1: text that is not UTF-8 fails the connection. In JSON's own escapes it is a malformed message.
+        ("a text that is not UTF-8", frame(TEXT, true, true, b"[\"REQ\",\"\xff\xfe\",{}]")),
+    ];
+    for (done, (way, bytes)) in ways.iter().enumerate() {
+        let mut client = Raw::open(&relay).await;
+        client.recv().await;
+        client.bytes(bytes).await;
+        let (code, reason) = client.end().await.unwrap_or_else(|| panic!("{way}: no close frame"));
+        assert!(matches!(code, 1002 | 1007), "{way}: {code}");
+        assert_eq!((reason.as_str(), cut(&relay, PROTOCOL).await), (PROTOCOL, done as u64 + 1), "{way}");
+    }
+    relay.assert_alive();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_that_closes_is_answered_and_is_no_cut() {
+    let _turn = alone().await;
+    let relay = Relay::start(UNHURRIED);
+    let mut client = Raw::open(&relay).await;
+    client.recv().await;
+    client.send(CLOSE, &1000u16.to_be_bytes()).await;
+    assert_eq!(client.end().await.map(|(code, _)| code), Some(1000));
+    crate::until("the connection is gone", 10, async || relay.metric("connections").await == 0).await;
+    assert_eq!(cut(&relay, PROTOCOL).await, 0);
+}

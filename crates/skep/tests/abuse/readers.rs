@@ -1,0 +1,146 @@
+//! Subscribers that read slowly or not at all: they cost a fixed amount of memory and nobody else anything.
+
+use std::net::Ipv4Addr;
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+use skep_proto::VerifiedEvent;
+
+use crate::load_harness::{Client, Relay};
+use crate::{UNHURRIED, alone, cut, notes, publish_all, report, until};
+
+const SLOW: &str = "reads too slowly";
+const HERE: Ipv4Addr = Ipv4Addr::LOCALHOST;
+
+/// A receive buffer that hides little, in bytes.
+const SMALL: Option<u32> = Some(64 * 1024);
+
+const KIB: usize = 1024;
+
+/// A connection with these subscriptions to new notes.
+async fn subscriber(relay: &Relay, subs: &[String], buffer: Option<u32>) -> Client {
+    let mut client = Client::connect_from(relay, HERE, buffer).await;
+    for sub in subs {
+        assert_eq!(client.request(sub, &json!({ "kinds": [1], "limit": 0 })).await, Vec::<Value>::new());
+    }
+    client
+}
+
+fn named(count: usize) -> Vec<String> {
+    (0..count).map(|n| format!("s{n}")).collect()
+}
+
+/// Reads `count` events, pausing after each, and gives (subscription, id) in order.
+async fn read_ids(mut client: Client, count: usize, pause: Duration) -> Vec<(String, String)> {
+    let mut ids = Vec::with_capacity(count);
+    while ids.len() < count {
+        let text = client.try_recv().await.unwrap_or_else(|why| panic!("cut after {} events: {why}", ids.len()));
+        let message: Value = serde_json::from_str(&text).unwrap();
+        assert_eq!(message[0], "EVENT", "{message}");
+        let part = |value: &Value| value.as_str().unwrap().to_owned();
+        ids.push((part(&message[1]), part(&message[2]["id"])));
+        if !pause.is_zero() {
+            tokio::time::sleep(pause).await;
+        }
+    }
+    ids
+}
+
+/// Each subscription got each event once, in the order of their publication.
+fn assert_each_once(got: &[(String, String)], subs: &[String], events: &[VerifiedEvent]) {
+    let wanted: Vec<String> = events.iter().map(|event| event.id.to_hex()).collect();
+    for sub in subs {
+        let ids: Vec<&String> = got.iter().filter(|(to, _)| to == sub).map(|(_, id)| id).collect();
+        let differs = ids.iter().zip(&wanted).position(|(got, wanted)| *got != wanted);
+        assert_eq!((ids.len(), differs), (wanted.len(), None), "{sub}: (events, first that differs)");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_subscriber_that_never_reads_is_cut_and_others_receive_every_event_once_in_order() {
+    let _turn = alone().await;
+    let mut relay = Relay::start(UNHURRIED);
+    let mut publisher = Client::connect(&relay).await;
+    // The ring, the log's layers and the allocator reach their usual size first.
+    publish_all(&mut publisher, &notes(2_000, 40 * KIB)).await;
+
+    let one = named(1);
+    let reading = tokio::spawn(read_ids(subscriber(&relay, &one, None).await, 1_600, Duration::ZERO));
+    let mut silent = subscriber(&relay, &one, SMALL).await;
+    let before = relay.memory_kib("RssAnon");
+    let (started, events) = (Instant::now(), notes(1_600, 40 * KIB));
+    publish_all(&mut publisher, &events).await;
+    assert_each_once(&reading.await.unwrap(), &one, &events);
+    let published = started.elapsed();
+
+    let mut most = 0;
+    until("the silent subscriber is cut", 25, async || {
+        most = most.max(relay.memory_kib("RssAnon"));
+        cut(&relay, SLOW).await == 1
+    })
+    .await;
+    let waited = started.elapsed();
+    let grown = most.saturating_sub(before);
+    report(
+        &format!("never reads, 64 MB for it: published in {published:.1?}, cut after {waited:.1?}, memory +{grown} KiB"),
+        &json!({ "case": "never reads", "cut_after_ms": waited.as_millis() as u64, "memory_growth_kib": grown }),
+    );
+    assert!((8..=25).contains(&waited.as_secs()), "cut after {waited:?}");
+    assert!(grown < 64 * 1024, "memory grew by {grown} KiB");
+    assert_eq!(relay.metric("connections").await, 1, "the publisher is still there");
+    // What the kernel had taken is still to be read, then it ends.
+    let end = async { while silent.try_recv().await.is_ok() {} };
+    end.await;
+    relay.assert_alive();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_steady_slow_reader_receives_every_event_exactly_once() {
+    let _turn = alone().await;
+    let relay = Relay::start(UNHURRIED);
+    let mut publisher = Client::connect(&relay).await;
+    // 40 KiB every 4 ms is at most 10 MiB/s; the events come several times as fast.
+    let (one, pause) = (named(1), Duration::from_millis(4));
+    let slow = tokio::spawn(read_ids(subscriber(&relay, &one, SMALL).await, 1_000, pause));
+    let events = notes(1_000, 40 * KIB);
+    publish_all(&mut publisher, &events).await;
+    assert_each_once(&slow.await.unwrap(), &one, &events);
+    assert!(relay.metric("fell_behind_total").await >= 1, "it was not slow enough to show anything");
+    assert_eq!(cut(&relay, SLOW).await, 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_slow_reader_with_many_subscriptions_receives_every_event_once_for_each() {
+    let _turn = alone().await;
+    let relay = Relay::start(UNHURRIED);
+    let mut publisher = Client::connect(&relay).await;
+    let (subs, events) = (named(7), notes(400, 20 * KIB));
+    let reader = subscriber(&relay, &subs, SMALL).await;
+    let slow = tokio::spawn(read_ids(reader, subs.len() * events.len(), Duration::from_millis(1)));
+    publish_all(&mut publisher, &events).await;
+    assert_each_once(&slow.await.unwrap(), &subs, &events);
+    assert!(relay.metric("fell_behind_total").await >= 1, "it was not slow enough to show anything");
+}
+
+/// A line of 4 MiB/s takes longer than ten seconds for what one batch may hold, but it never stops.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_reader_that_makes_progress_is_not_cut() {
+    let _turn = alone().await;
+    let relay = Relay::start(UNHURRIED);
+    let mut publisher = Client::connect(&relay).await;
+    let (stored, one) = (notes(80, 200 * KIB), named(1));
+    publish_all(&mut publisher, &stored).await;
+    // 64 stored events of 200 KiB at 1 MiB/s.
+    let mut asking = Client::connect_from(&relay, HERE, SMALL).await;
+    asking.send(json!(["REQ", "s0", { "kinds": [1], "limit": 64, "until": stored[79].created_at }]).to_string()).await;
+    let stored: Vec<VerifiedEvent> = stored[16..].iter().rev().cloned().collect();
+    let asking = tokio::spawn(read_ids(asking, 64, Duration::from_millis(200)));
+    // 280 live events of 200 KiB at 4 MiB/s.
+    let live = notes(280, 200 * KIB);
+    let following = tokio::spawn(read_ids(subscriber(&relay, &one, SMALL).await, live.len(), Duration::from_millis(50)));
+    publish_all(&mut publisher, &live).await;
+    let (asked, followed) = (asking.await, following.await);
+    assert_eq!(cut(&relay, SLOW).await, 0, "progress was made: stored {}, live {}", asked.is_ok(), followed.is_ok());
+    assert_each_once(&asked.unwrap(), &one, &stored);
+    assert_each_once(&followed.unwrap(), &one, &live);
+}

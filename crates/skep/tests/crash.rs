@@ -1,0 +1,348 @@
+//! Nothing that was acknowledged is lost: killed at any moment, with the disk full, without descriptors, stopped.
+//!
+//! `SKEP_KILLS` says how often the relay is killed; a run prints its seed and the command that repeats it.
+#![expect(clippy::unwrap_used, reason = "a test")]
+
+mod relay_harness;
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::TcpStream;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use rand::Rng;
+use rand::rngs::StdRng;
+use relay_harness::client::{Client, Verdict, frame};
+use relay_harness::script::{Epochs, Script, Traffic, seeded, unix_now};
+use relay_harness::volume::Volume;
+use relay_harness::{Place, Relay};
+use rustix::process::{Pid, Signal, kill_process};
+use secp256k1::{Keypair, SECP256K1};
+use skep_proto::{Draft, Kind, RawEvent};
+
+const CONNECTIONS: usize = 4;
+
+/// More than a connection publishes before the latest kill, so that the relay is never killed at rest.
+const EVENTS: usize = 1_200;
+
+/// The latest moment of a kill, after the first connection.
+const KILL_AT_MS_MAX: u64 = 300;
+
+/// What SIGTERM may take (the relay's specification), and the wait for its process to be gone.
+const STOP: Duration = Duration::from_secs(10);
+
+#[track_caller]
+fn assert_kept(script: &Script, client: &mut Client, place: &Place) {
+    let faults = script.faults(client);
+    let some = faults[..faults.len().min(5)].join("\n");
+    assert!(faults.is_empty(), "{} faults:\n{some}\nthe relay said:\n{}", faults.len(), place.log());
+}
+
+/// A client that tries again is told what is: stored already, deleted, or stored now. Nothing is stored twice.
+fn publish_again(script: &mut Script, client: &mut Client, rng: &mut StdRng) {
+    for i in 0..script.sent.len() {
+        let event = script.sent[i].event.clone();
+        let is_record = event.kind == Kind(1) || event.kind == Kind::DELETION;
+        let (is_unknown, is_gone) = (script.sent[i].verdict.is_none(), script.is_deleted(&event, true));
+        if !is_record || !(is_unknown || rng.random_bool(0.02)) {
+            continue;
+        }
+        let was_taken = matches!(script.sent[i].verdict, Some(Verdict::Taken(_)));
+        let verdict = client.publish(&event);
+        match &verdict {
+            Verdict::Refused(text) if is_gone => assert!(text.starts_with("blocked: ") || !was_taken, "{text}"),
+            Verdict::Taken(text) if was_taken => assert!(!is_gone && text.starts_with("duplicate: "), "{text}"),
+            Verdict::Refused(text) => assert!(!was_taken || script.is_deleted(&event, false), "{text}"),
+            Verdict::Taken(_) => assert!(!is_gone),
+        }
+        if is_unknown {
+            script.sent[i].verdict = Some(verdict);
+        }
+    }
+}
+
+/// Publishes on several connections at once; `stop` is called meanwhile.
+fn publish_until(relay: &mut Relay, scripts: &mut [Script], stop: impl FnOnce(&mut Relay, &Traffic)) {
+    let traffic = Traffic::default();
+    let url = relay.url.clone();
+    std::thread::scope(|scope| {
+        for script in scripts {
+            scope.spawn(|| script.publish(&url, &traffic));
+        }
+        stop(relay, &traffic);
+    });
+}
+
+#[test]
+fn an_acknowledged_event_survives_kill_9_at_any_moment() {
+    let kills: usize = std::env::var("SKEP_KILLS").map_or(50, |text| text.parse().unwrap());
+    let mut rng = seeded("an_acknowledged_event_survives_kill_9_at_any_moment");
+    let place = Place::new(None, "");
+    let mut epochs = Epochs::default();
+    let mut kept: Vec<Script> = Vec::new();
+    let (mut taken, mut unknown) = (0, 0);
+    for round in 0..kills {
+        let mut scripts: Vec<Script> = (0..CONNECTIONS).map(|_| Script::draw(&mut rng, EVENTS)).collect();
+        let delay = Duration::from_millis(rng.random_range(0..KILL_AT_MS_MAX));
+        let mut relay = place.start();
+        publish_until(&mut relay, &mut scripts, |relay, _| {
+            // Not a wait for anything: the moment is what is being tested.
+            std::thread::sleep(delay);
+            relay.child.kill().unwrap();
+        });
+        drop(relay);
+        let relay = place.start();
+        let mut client = Client::connect(&relay.url).unwrap();
+        for script in &mut scripts {
+            taken += script.taken().count();
+            unknown += script.sent.iter().filter(|sent| sent.verdict.is_none()).count();
+            epochs.learn(script);
+            assert_kept(script, &mut client, &place);
+            if round % 5 == 0 {
+                publish_again(script, &mut client, &mut rng);
+                assert_kept(script, &mut client, &place);
+            }
+        }
+        epochs.check(&relay, &mut rng);
+        kept.append(&mut scripts);
+    }
+    let relay = place.start();
+    let mut client = Client::connect(&relay.url).unwrap();
+    kept.iter().for_each(|script| assert_kept(script, &mut client, &place));
+    println!("killed {kills} times; {taken} events were taken, {unknown} had no answer; all is as it was said");
+}
+
+#[test]
+fn a_relay_that_is_told_to_stop_ends_with_0_in_time_and_keeps_what_it_acknowledged() {
+    let mut rng = seeded("a_relay_that_is_told_to_stop_ends_with_0_in_time_and_keeps_what_it_acknowledged");
+    let place = Place::new(None, "");
+    let mut scripts: Vec<Script> = (0..CONNECTIONS).map(|_| Script::draw(&mut rng, EVENTS)).collect();
+    let mut relay = place.start();
+    publish_until(&mut relay, &mut scripts, |relay, traffic| {
+        while traffic.taken.load(Ordering::SeqCst) < 500 {
+            std::thread::yield_now();
+        }
+        let begin = Instant::now();
+        kill_process(Pid::from_child(&relay.child), Signal::TERM).unwrap();
+        let status = relay.child.wait().unwrap();
+        assert_eq!(status.code(), Some(0), "{}", place.log());
+        assert!(begin.elapsed() < STOP, "{:?}", begin.elapsed());
+    });
+    assert!(scripts.iter().any(|script| script.sent.iter().any(|sent| sent.verdict.is_none())), "it was not in the middle");
+    let relay = place.start();
+    let mut client = Client::connect(&relay.url).unwrap();
+    scripts.iter().for_each(|script| assert_kept(script, &mut client, &place));
+}
+
+#[test]
+fn a_second_relay_on_the_same_data_is_refused_with_one_line_and_a_hint() {
+    let place = Place::new(None, "");
+    let relay = place.start();
+    let mut client = Client::connect(&relay.url).unwrap();
+    let mut command = place.command("");
+    let second = command.stderr(std::process::Stdio::piped()).spawn().unwrap().wait_with_output().unwrap();
+    let said = String::from_utf8(second.stderr).unwrap();
+    let lines: Vec<&str> = said.lines().collect();
+    assert_eq!((second.status.code(), lines.len(), second.stdout.as_slice()), (Some(6), 2, b"".as_slice()), "{said}");
+    let data = place.data().display().to_string();
+    assert!(lines[0].starts_with("error: another process uses ") && lines[0].contains(&data), "{said}");
+    assert!(lines[1].starts_with("hint: ") && lines[1].contains("one relay at a time"), "{said}");
+    let mut rng = seeded("a_second_relay_on_the_same_data_is_refused_with_one_line_and_a_hint");
+    let mut author = Author::new(&mut rng);
+    assert_eq!(client.publish(&author.note(10)), Verdict::Taken(String::new()), "the first goes on");
+}
+
+/// Publishes notes, one after another, and remembers what became of them.
+struct Author {
+    keys: Keypair,
+    count: u64,
+    taken: Vec<RawEvent>,
+    refused: Vec<RawEvent>,
+}
+
+impl Author {
+    fn new(rng: &mut StdRng) -> Self {
+        let keys = Keypair::from_seckey_slice(SECP256K1, &rng.random::<[u8; 32]>()).unwrap();
+        Self { keys, count: 0, taken: Vec::new(), refused: Vec::new() }
+    }
+
+    fn note(&mut self, bytes: usize) -> RawEvent {
+        self.count += 1;
+        let text = format!("{} {}", self.count, "x".repeat(bytes));
+        Draft::new(Kind(1), unix_now(), text).sign(&self.keys, &[0; 32]).raw().clone()
+    }
+
+    /// Publishes a window of notes at once; gives the refusals.
+    fn publish(&mut self, client: &mut Client, count: usize, bytes: usize) -> Vec<String> {
+        let mut notes: Vec<RawEvent> = (0..count).map(|_| self.note(bytes)).collect();
+        notes.iter().for_each(|note| client.send(&frame(note)).unwrap());
+        let mut refusals = Vec::new();
+        for _ in 0..count {
+            let (id, verdict) = client.next_verdict().unwrap();
+            let note = notes.swap_remove(notes.iter().position(|note| note.id == id).unwrap());
+            match verdict {
+                Verdict::Taken(_) => self.taken.push(note),
+                Verdict::Refused(text) => {
+                    self.refused.push(note);
+                    refusals.push(text);
+                }
+            }
+        }
+        refusals
+    }
+
+    /// Publishes until the relay refuses all of a window for want of room.
+    fn fill(&mut self, client: &mut Client) {
+        loop {
+            let refusals = self.publish(client, 32, 4_000);
+            let is_clear = |text: &String| text.starts_with("error: ") && text.contains("disk is full");
+            assert!(refusals.iter().all(is_clear), "{refusals:?}");
+            if refusals.len() == 32 {
+                return;
+            }
+        }
+    }
+
+    /// Whatever was taken is there, whatever was refused is not.
+    #[track_caller]
+    fn assert_kept(&self, client: &mut Client) {
+        let ids = |events: &[RawEvent]| events.iter().map(|event| event.id).collect::<Vec<_>>();
+        let (taken, refused) = (client.stored(&ids(&self.taken)), client.stored(&ids(&self.refused)));
+        assert_eq!((taken.len(), refused.len()), (self.taken.len(), 0));
+        let author = &self.keys.x_only_public_key().0.to_string();
+        assert_eq!(client.count(&serde_json::json!({ "authors": [author] })), self.taken.len() as u64);
+    }
+}
+
+/// One HTTP connection that is kept open.
+struct Http(BufReader<TcpStream>);
+
+impl Http {
+    fn open(relay: &Relay) -> Self {
+        let stream = TcpStream::connect(relay.url.strip_prefix("ws://").unwrap()).unwrap();
+        stream.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
+        Self(BufReader::new(stream))
+    }
+
+    fn get(&mut self, path: &str) -> (u16, String) {
+        self.0.get_mut().write_all(format!("GET {path} HTTP/1.1\r\nHost: relay\r\n\r\n").as_bytes()).unwrap();
+        let (mut code, mut length) = (None, 0);
+        loop {
+            let mut line = String::new();
+            self.0.read_line(&mut line).unwrap();
+            code = code.or_else(|| line.split(' ').nth(1)?.parse().ok());
+            if let Some(value) = line.to_lowercase().strip_prefix("content-length:") {
+                length = value.trim().parse().unwrap();
+            }
+            if line == "\r\n" {
+                break;
+            }
+        }
+        let mut body = vec![0; length];
+        self.0.read_exact(&mut body).unwrap();
+        (code.unwrap(), String::from_utf8(body).unwrap())
+    }
+
+    fn metric(&mut self, name: &str) -> u64 {
+        let (_, text) = self.get("/metrics");
+        let value = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+        value.unwrap_or_else(|| panic!("no {name}: {text}")).parse().unwrap()
+    }
+}
+
+const MIB: u64 = 1 << 20;
+
+#[test]
+fn with_the_disk_full_nothing_is_acknowledged_that_is_not_stored_and_reads_go_on() {
+    let volume = match Volume::new(160 * MIB) {
+        Ok(volume) => volume,
+        Err(why) => return println!("SKIPPED: no file system of its own can be mounted here: {why}"),
+    };
+    let mut rng = seeded("with_the_disk_full_nothing_is_acknowledged_that_is_not_stored_and_reads_go_on");
+    let ballasts = [("ballast-1", 16 * MIB), ("ballast-2", 80 * MIB)].map(|(name, bytes)| {
+        let path = volume.path().join(name);
+        std::fs::write(&path, vec![1; bytes as usize]).unwrap();
+        path
+    });
+    let place = Place::new(Some(&volume.path()), "");
+    let relay = place.start();
+    let (mut client, mut author) = (Client::connect(&relay.url).unwrap(), Author::new(&mut rng));
+    let mut http = Http::open(&relay);
+    assert_eq!(http.get("/ready").0, 200);
+
+    author.fill(&mut client);
+    assert_eq!(http.get("/ready").0, 503, "writes fail");
+    author.assert_kept(&mut client);
+    let known = author.taken[0].clone();
+    assert!(matches!(client.publish(&known), Verdict::Taken(text) if text.starts_with("duplicate: ")));
+    let passing = Draft::new(Kind(20_001), unix_now(), "").sign(&author.keys, &[0; 32]);
+    assert_eq!(client.publish(passing.raw()), Verdict::Taken(String::new()), "it needs no disk");
+    assert_eq!(http.get("/ready").0, 503, "writes fail still, whatever else succeeds");
+
+    std::fs::remove_file(&ballasts[0]).unwrap();
+    recover(&mut author, &mut client);
+    assert_eq!(http.get("/ready").0, 200, "writes succeed");
+    author.assert_kept(&mut client);
+
+    author.fill(&mut client);
+    drop(relay);
+    // Whether it can open without room is up to it; it may not make things worse.
+    let without_room = place.try_start("").map(drop);
+    assert!(matches!(without_room, Ok(()) | Err(Some(6))), "{without_room:?}:\n{}", place.log());
+    println!("killed with the disk full, it {}", if without_room.is_ok() { "opens" } else { "asks for room" });
+    std::fs::remove_file(&ballasts[1]).unwrap();
+    let relay = place.start();
+    let mut client = Client::connect(&relay.url).unwrap();
+    author.assert_kept(&mut client);
+    recover(&mut author, &mut client);
+    println!("{} were taken, {} refused", author.taken.len(), author.refused.len());
+}
+
+/// Room was made: the relay takes events again, by itself and soon.
+fn recover(author: &mut Author, client: &mut Client) {
+    let deadline = Instant::now() + Duration::from_secs(15);
+    while !author.publish(client, 1, 100).is_empty() {
+        assert!(Instant::now() < deadline, "no event is taken, though there is room");
+    }
+}
+
+/// Descriptors of the relay in the test below, and connections that it is asked for.
+const DESCRIPTORS: usize = 64;
+
+#[test]
+fn without_file_descriptors_those_who_are_connected_are_served_and_others_wait_their_turn() {
+    let mut rng = seeded("without_file_descriptors_those_who_are_connected_are_served_and_others_wait_their_turn");
+    let place = Place::new(None, "");
+    let relay = place.try_start(&format!("ulimit -n {DESCRIPTORS}")).unwrap();
+    let mut http = Http::open(&relay);
+    assert_eq!(http.metric("skep_relay_accept_errors_total"), 0);
+    let (mut client, mut author) = (Client::connect(&relay.url).unwrap(), Author::new(&mut rng));
+    let mut others = Vec::new();
+    let address = relay.url.strip_prefix("ws://").unwrap();
+    let waiting = loop {
+        let stream = TcpStream::connect(address).unwrap();
+        let other = stream.try_clone().unwrap();
+        match Client::over(other, Duration::from_millis(500)) {
+            Ok(other) => others.push(other),
+            Err(_) => break stream,
+        }
+        assert!(others.len() < DESCRIPTORS, "the limit is not felt");
+    };
+    drop(waiting);
+    assert!(http.metric("skep_relay_accept_errors_total") > 0);
+    // Enough for new logs, which need descriptors too.
+    for _ in 0..80 {
+        assert_eq!(author.publish(&mut client, 250, 100), Vec::<String>::new());
+    }
+    author.assert_kept(&mut client);
+    let (place_left, last) = (others.len() / 2, others.last_mut().unwrap());
+    author.assert_kept(last);
+    others.truncate(place_left);
+    let mut late = Client::connect(&relay.url).unwrap();
+    author.assert_kept(&mut late);
+    assert_eq!(author.publish(&mut late, 250, 100), Vec::<String>::new());
+    println!("{} connections beside ours, then no more; {} events", place_left * 2, author.taken.len());
+    drop(relay);
+    let relay = place.start();
+    author.assert_kept(&mut Client::connect(&relay.url).unwrap());
+}
