@@ -217,11 +217,15 @@ describe('hostile input', () => {
     assert.ok(await isAlive())
   }))
 
-  test('in the form of a text frame that is not UTF-8 is answered, and the connection is kept', withWire(async () => {
+  test('in the form of a text frame that is not UTF-8 is answered with a NOTICE, and close code 1007 (RFC 6455, 8.1)', withWire(async () => {
+    const closed = within(new Promise(resolve => { wire.socket.once('close', resolve) }), 'the end of the connection')
     // By hand, since no library sends it: a masked text frame (key 0) of four bytes.
     wire.socket._socket.write(Buffer.from([0x81, 0x84, 0, 0, 0, 0, 0x5b, 0xff, 0xfe, 0x5d]))
-    assert.ok(await wire.take(f => f[0] === 'NOTICE', 'a NOTICE'), 'cut')
-    assert.ok(await isAlive())
+    assert.ok(await wire.take(f => f[0] === 'NOTICE', 'a NOTICE'), 'cut without a word')
+    assert.equal(await closed, 1007)
+    const fresh = await Wire.open(relay.url)
+    assert.ok(await isAlive(fresh))
+    fresh.close()
   }))
 
   test('that does not stop is cut off', withWire(async () => {

@@ -49,6 +49,8 @@ pub enum Cut {
     Silent,
     FrameTooLarge,
     Protocol,
+    /// RFC 6455, 8.1: text that is not UTF-8 ends the connection; nothing after it can be trusted to be a frame's text.
+    Utf8,
     Shutdown,
     Blocked,
 }
@@ -62,6 +64,7 @@ impl Cut {
             Self::Silent => "no answer to pings",
             Self::FrameTooLarge => "message too large",
             Self::Protocol => "not the WebSocket protocol",
+            Self::Utf8 => "text that is not UTF-8",
             Self::Shutdown => "the relay stops",
             Self::Blocked => "address is blocked",
         }

@@ -124,6 +124,7 @@ async fn say_goodbye<S: AsyncRead + AsyncWrite + Unpin>(socket: &mut WebSocketSt
         Cut::Shutdown => CloseCode::Away,
         Cut::FrameTooLarge => CloseCode::Size,
         Cut::Protocol => CloseCode::Protocol,
+        Cut::Utf8 => CloseCode::Invalid,
         _ => CloseCode::Policy,
     };
     let frame = CloseFrame { code, reason: cut.as_str().into() };
@@ -237,7 +238,8 @@ impl Conn {
     fn handle_broken(&mut self, error: &WsError) -> End {
         match error {
             WsError::Capacity(_) => End::Cut(Cut::FrameTooLarge),
-            WsError::Protocol(_) | WsError::Utf8(_) => End::Cut(Cut::Protocol),
+            WsError::Utf8(_) => End::Cut(Cut::Utf8),
+            WsError::Protocol(_) => End::Cut(Cut::Protocol),
             _ => End::Gone,
         }
     }

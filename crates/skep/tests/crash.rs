@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use rand::Rng;
 use rand::rngs::StdRng;
 use relay_harness::client::{Client, Verdict, frame};
-use relay_harness::script::{Epochs, Script, Traffic, seeded, unix_now};
+use relay_harness::script::{Epochs, Script, Sent, Traffic, seeded, unix_now};
 use relay_harness::volume::Volume;
 use relay_harness::{Place, Relay};
 use rustix::process::{Pid, Signal, kill_process};
@@ -22,11 +22,16 @@ use skep_proto::{Draft, Kind, RawEvent};
 
 const CONNECTIONS: usize = 4;
 
-/// More than a connection publishes before the latest kill, so that the relay is never killed at rest.
+/// More than a connection publishes in [`KILL_AT_MS_MAX`], so that the relay is never killed at rest.
 const EVENTS: usize = 1_200;
 
-/// The latest moment of a kill, after the first connection.
+/// The latest moment of a kill, after the first connection; and while a relay opens what the last one left.
 const KILL_AT_MS_MAX: u64 = 300;
+const KILL_OPENING_AT_MS_MAX: u64 = 30;
+
+/// Every so many rounds the relay lives so many times longer, and goes through several logs (8,000 events each).
+const LONG_ROUND_EVERY: usize = 10;
+const LONG_ROUND: usize = 6;
 
 /// What SIGTERM may take (the relay's specification), and the wait for its process to be gone.
 const STOP: Duration = Duration::from_secs(10);
@@ -41,19 +46,20 @@ fn assert_kept(script: &Script, client: &mut Client, place: &Place) {
 /// A client that tries again is told what is: stored already, deleted, or stored now. Nothing is stored twice.
 fn publish_again(script: &mut Script, client: &mut Client, rng: &mut StdRng) {
     for i in 0..script.sent.len() {
-        let event = script.sent[i].event.clone();
+        let Sent { event, was_sent, verdict, .. } = &script.sent[i];
+        let (is_unknown, was_taken) = (verdict.is_none(), matches!(verdict, Some(Verdict::Taken(_))));
         let is_record = event.kind == Kind(1) || event.kind == Kind::DELETION;
-        let (is_unknown, is_gone) = (script.sent[i].verdict.is_none(), script.is_deleted(&event, true));
-        if !is_record || !(is_unknown || rng.random_bool(0.02)) {
+        if !is_record || !was_sent || !(is_unknown || rng.random_bool(0.02)) {
             continue;
         }
-        let was_taken = matches!(script.sent[i].verdict, Some(Verdict::Taken(_)));
-        let verdict = client.publish(&event);
+        let (is_gone, may_be_gone) =
+            (script.deleted(true).names(&script.sent[i]), script.deleted(false).names(&script.sent[i]));
+        let verdict = client.publish(event);
         match &verdict {
-            Verdict::Refused(text) if is_gone => assert!(text.starts_with("blocked: ") || !was_taken, "{text}"),
+            Verdict::Refused(text) if was_taken => assert!(may_be_gone && text.starts_with("blocked: "), "{text}"),
             Verdict::Taken(text) if was_taken => assert!(!is_gone && text.starts_with("duplicate: "), "{text}"),
-            Verdict::Refused(text) => assert!(!was_taken || script.is_deleted(&event, false), "{text}"),
-            Verdict::Taken(_) => assert!(!is_gone),
+            Verdict::Refused(_) => {}
+            Verdict::Taken(_) => assert!(is_unknown && !is_gone, "it was refused before"),
         }
         if is_unknown {
             script.sent[i].verdict = Some(verdict);
@@ -62,15 +68,35 @@ fn publish_again(script: &mut Script, client: &mut Client, rng: &mut StdRng) {
 }
 
 /// Publishes on several connections at once; `stop` is called meanwhile.
-fn publish_until(relay: &mut Relay, scripts: &mut [Script], stop: impl FnOnce(&mut Relay, &Traffic)) {
+fn publish_until(relay: &mut Relay, lines: &mut [Vec<Script>], stop: impl FnOnce(&mut Relay, &Traffic)) {
     let traffic = Traffic::default();
     let url = relay.url.clone();
     std::thread::scope(|scope| {
-        for script in scripts {
-            scope.spawn(|| script.publish(&url, &traffic));
+        for scripts in lines {
+            scope.spawn(|| scripts.iter_mut().for_each(|script| script.publish(&url, &traffic)));
         }
         stop(relay, &traffic);
     });
+}
+
+/// One life of a relay: several connections publish, kill -9 in the middle, and another kill while the next one opens.
+fn live_and_die(place: &Place, rng: &mut StdRng, length: usize) -> Vec<Script> {
+    let mut lines: Vec<Vec<Script>> =
+        (0..CONNECTIONS).map(|_| (0..length).map(|_| Script::draw(rng, EVENTS)).collect()).collect();
+    // Not a wait for anything: these moments are what is being tested.
+    let delay = Duration::from_millis(rng.random_range(0..KILL_AT_MS_MAX * length as u64));
+    let opening = Duration::from_millis(rng.random_range(0..KILL_OPENING_AT_MS_MAX));
+    let mut relay = place.start();
+    publish_until(&mut relay, &mut lines, |relay, _| {
+        std::thread::sleep(delay);
+        relay.child.kill().unwrap();
+    });
+    drop(relay);
+    let mut next = place.command("").spawn().unwrap();
+    std::thread::sleep(opening);
+    next.kill().unwrap();
+    next.wait().unwrap();
+    lines.into_iter().flatten().collect()
 }
 
 #[test]
@@ -81,24 +107,18 @@ fn an_acknowledged_event_survives_kill_9_at_any_moment() {
     let mut epochs = Epochs::default();
     let mut kept: Vec<Script> = Vec::new();
     let (mut taken, mut unknown) = (0, 0);
-    for round in 0..kills {
-        let mut scripts: Vec<Script> = (0..CONNECTIONS).map(|_| Script::draw(&mut rng, EVENTS)).collect();
-        let delay = Duration::from_millis(rng.random_range(0..KILL_AT_MS_MAX));
-        let mut relay = place.start();
-        publish_until(&mut relay, &mut scripts, |relay, _| {
-            // Not a wait for anything: the moment is what is being tested.
-            std::thread::sleep(delay);
-            relay.child.kill().unwrap();
-        });
-        drop(relay);
+    for round in 1..=kills {
+        let length = if round % LONG_ROUND_EVERY == 0 { LONG_ROUND } else { 1 };
+        let mut scripts = live_and_die(&place, &mut rng, length);
+        scripts.retain(|script| script.sent.iter().any(|sent| sent.was_sent));
         let relay = place.start();
         let mut client = Client::connect(&relay.url).unwrap();
         for script in &mut scripts {
             taken += script.taken().count();
-            unknown += script.sent.iter().filter(|sent| sent.verdict.is_none()).count();
+            unknown += script.sent.iter().filter(|sent| sent.was_sent && sent.verdict.is_none()).count();
             epochs.learn(script);
             assert_kept(script, &mut client, &place);
-            if round % 5 == 0 {
+            if round % 5 == 1 {
                 publish_again(script, &mut client, &mut rng);
                 assert_kept(script, &mut client, &place);
             }
@@ -116,9 +136,9 @@ fn an_acknowledged_event_survives_kill_9_at_any_moment() {
 fn a_relay_that_is_told_to_stop_ends_with_0_in_time_and_keeps_what_it_acknowledged() {
     let mut rng = seeded("a_relay_that_is_told_to_stop_ends_with_0_in_time_and_keeps_what_it_acknowledged");
     let place = Place::new(None, "");
-    let mut scripts: Vec<Script> = (0..CONNECTIONS).map(|_| Script::draw(&mut rng, EVENTS)).collect();
+    let mut lines: Vec<Vec<Script>> = (0..CONNECTIONS).map(|_| vec![Script::draw(&mut rng, EVENTS)]).collect();
     let mut relay = place.start();
-    publish_until(&mut relay, &mut scripts, |relay, traffic| {
+    publish_until(&mut relay, &mut lines, |relay, traffic| {
         while traffic.taken.load(Ordering::SeqCst) < 500 {
             std::thread::yield_now();
         }
@@ -128,7 +148,9 @@ fn a_relay_that_is_told_to_stop_ends_with_0_in_time_and_keeps_what_it_acknowledg
         assert_eq!(status.code(), Some(0), "{}", place.log());
         assert!(begin.elapsed() < STOP, "{:?}", begin.elapsed());
     });
-    assert!(scripts.iter().any(|script| script.sent.iter().any(|sent| sent.verdict.is_none())), "it was not in the middle");
+    let scripts: Vec<Script> = lines.into_iter().flatten().collect();
+    let is_cut = |script: &Script| script.sent.iter().any(|sent| sent.was_sent && sent.verdict.is_none());
+    assert!(scripts.iter().any(is_cut), "it was not in the middle");
     let relay = place.start();
     let mut client = Client::connect(&relay.url).unwrap();
     scripts.iter().for_each(|script| assert_kept(script, &mut client, &place));

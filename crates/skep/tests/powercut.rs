@@ -98,8 +98,15 @@ impl Moment {
 }
 
 /// Publishes on several connections, cuts the power in the middle, and gives what was said before.
-fn ingest_until_the_cut(relay: &Relay, place: &Place, volume: &Volume, moment: Moment, rng: &mut StdRng) -> Vec<Script> {
-    let mut all: Vec<Vec<Script>> = (0..CONNECTIONS).map(|_| (0..moment.scripts()).map(|_| Script::draw(rng, 1_000)).collect()).collect();
+fn ingest_until_the_cut(
+    relay: &Relay,
+    place: &Place,
+    volume: &Volume,
+    moment: Moment,
+    rng: &mut StdRng,
+) -> Vec<Script> {
+    let mut all: Vec<Vec<Script>> =
+        (0..CONNECTIONS).map(|_| (0..moment.scripts()).map(|_| Script::draw(rng, 1_000)).collect()).collect();
     let traffic = Traffic::default();
     let mount = File::open(volume.path()).unwrap();
     std::thread::scope(|scope| {
@@ -176,7 +183,10 @@ fn the_power_cut_of_these_tests_takes_what_was_not_flushed() {
                 lost_in_all += lost;
             }
             Err(code) => {
-                println!("relaxed, {moment:?}: {taken} were taken, the store does not open ({code:?}): {}", place.log());
+                println!(
+                    "relaxed, {moment:?}: {taken} were taken, the store does not open ({code:?}): {}",
+                    place.log()
+                );
                 lost_in_all += taken;
             }
         }

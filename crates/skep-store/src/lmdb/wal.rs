@@ -59,10 +59,15 @@ impl Wal {
             .mode(0o600)
             .open(&path)
             .map_err(|cause| StoreError::io("cannot create", &path, cause))?;
-        let mut wal = Self { dir: dir.to_owned(), file, generation, end: 0, reserved: 0, is_durable, buffer: Vec::new() };
-        wal.reserve(0)?;
-        sync_dir(dir)?;
-        Ok(wal)
+        let mut wal =
+            Self { dir: dir.to_owned(), file, generation, end: 0, reserved: 0, is_durable, buffer: Vec::new() };
+        match wal.reserve(0).and_then(|()| sync_dir(dir)) {
+            Ok(()) => Ok(wal),
+            Err(error) => {
+                remove(dir, generation);
+                Err(error)
+            }
+        }
     }
 
     /// Makes a layer durable. On an error nothing of it will ever be read.
@@ -88,11 +93,13 @@ impl Wal {
         let path = path(&self.dir, self.generation);
         let io = |cause| StoreError::io("cannot write", &path, cause);
         self.reserve(frame.len() as u64)?;
-        self.file.write_all_at(frame, self.end).map_err(io)?;
-        if self.is_durable {
-            self.file.sync_data().map_err(io)?;
-        }
-        Ok(())
+        let written = self.file.write_all_at(frame, self.end);
+        let flushed = written.and_then(|()| if self.is_durable { self.file.sync_data() } else { Ok(()) });
+        flushed.map_err(|cause| {
+            // It is refused, so a later start must not find it whole. Best effort: the disk fails.
+            let _ = self.file.write_all_at(&[0; HEAD], self.end);
+            io(cause)
+        })
     }
 
     /// Reserves room on disk before it is needed: a full disk shows here, before anything is written.
@@ -103,7 +110,11 @@ impl Wal {
         let reserved = self.end + more + RESERVE;
         let path = path(&self.dir, self.generation);
         let io = |cause: std::io::Error| StoreError::io("cannot extend", &path, cause);
-        rustix::fs::fallocate(&self.file, rustix::fs::FallocateFlags::empty(), 0, reserved).map_err(|errno| io(errno.into()))?;
+        if let Err(errno) = rustix::fs::fallocate(&self.file, rustix::fs::FallocateFlags::empty(), 0, reserved) {
+            // What it got before it failed is the last room on the disk, and the flusher needs it.
+            let _ = self.file.set_len(self.reserved);
+            return Err(io(errno.into()));
+        }
         if self.is_durable {
             self.file.sync_all().map_err(io)?;
         }

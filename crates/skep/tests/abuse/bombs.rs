@@ -104,4 +104,12 @@ async fn a_filter_bomb_is_answered_in_full_and_once() {
     println!("filter bombs: the relay's memory grew by {grown} KiB");
     assert!(grown < 64 * 1024, "memory grew by {grown} KiB");
     assert_eq!(cut(&relay, "malformed messages").await, 0);
+
+    // All of it was reading: what was stored is there, and would be after a crash.
+    let key = relay.key.clone();
+    relay.kill_and_restart();
+    assert_eq!(relay.key, key);
+    let mut client = Client::connect(&relay).await;
+    client.send(r#"["COUNT","all",{}]"#).await;
+    assert_eq!(client.recv().await, json!(["COUNT", "all", { "count": STORED }]));
 }

@@ -120,3 +120,14 @@ async fn a_client_that_closes_is_answered_and_is_no_cut() {
     crate::until("the connection is gone", 10, async || relay.metric("connections").await == 0).await;
     assert_eq!(cut(&relay, PROTOCOL).await, 0);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_that_vanishes_is_no_cut() {
+    let _turn = alone().await;
+    let relay = Relay::start(UNHURRIED);
+    let mut client = Raw::open(&relay).await;
+    client.recv().await;
+    drop(client);
+    crate::until("the connection is gone", 10, async || relay.metric("connections").await == 0).await;
+    assert_eq!(cut(&relay, PROTOCOL).await, 0, "a line that breaks is no breach of the protocol");
+}

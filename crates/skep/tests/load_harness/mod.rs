@@ -26,7 +26,7 @@ const PATIENCE: Duration = Duration::from_secs(60);
 pub struct Relay {
     child: Child,
     /// Held open: a relay whose stdout is closed could fail at its last line.
-    stdout: ChildStdout,
+    _stdout: ChildStdout,
     place: tempfile::TempDir,
     pub address: SocketAddr,
     pub key: String,
@@ -38,15 +38,15 @@ impl Relay {
         let place = tempfile::tempdir().unwrap();
         fs::write(place.path().join("config.toml"), config).unwrap();
         let mut child = spawn(place.path());
-        let (stdout, address, key) = wait_until_it_listens(&mut child, place.path());
-        Self { child, stdout, place, address, key }
+        let (_stdout, address, key) = wait_until_it_listens(&mut child, place.path());
+        Self { child, _stdout, place, address, key }
     }
 
     /// kill -9, then a start over what is on the disk.
     pub fn kill_and_restart(&mut self) {
         self.kill();
         self.child = spawn(self.place.path());
-        (self.stdout, self.address, self.key) = wait_until_it_listens(&mut self.child, self.place.path());
+        (self._stdout, self.address, self.key) = wait_until_it_listens(&mut self.child, self.place.path());
     }
 
     fn kill(&mut self) {
@@ -164,8 +164,13 @@ impl Client {
     }
 
     pub async fn send(&mut self, text: impl Into<Utf8Bytes>) {
-        self.feed(text).await;
-        self.flush().await;
+        let sent = self.try_send(text).await;
+        assert!(sent, "the relay closed the connection");
+    }
+
+    /// `false` when the connection has ended; what came before its end can still be received.
+    pub async fn try_send(&mut self, text: impl Into<Utf8Bytes>) -> bool {
+        self.socket.send(Message::Text(text.into())).await.is_ok()
     }
 
     /// The next message as text.
@@ -175,8 +180,13 @@ impl Client {
 
     /// The next message, or the code and reason of the end of the connection.
     pub async fn try_recv(&mut self) -> Result<Utf8Bytes, String> {
+        // Around the whole loop: pings must not prolong the wait.
+        tokio::time::timeout(PATIENCE, self.next_text()).await.expect("an answer in time")
+    }
+
+    async fn next_text(&mut self) -> Result<Utf8Bytes, String> {
         loop {
-            match tokio::time::timeout(PATIENCE, self.socket.next()).await.expect("an answer in time") {
+            match self.socket.next().await {
                 Some(Ok(Message::Text(text))) => return Ok(text),
                 Some(Ok(Message::Close(Some(frame)))) => return Err(format!("{} {}", u16::from(frame.code), frame.reason)),
                 Some(Ok(Message::Close(None))) | None => return Err("gone".into()),
@@ -197,12 +207,23 @@ impl Client {
         self.answer_to(event).await
     }
 
-    /// The OK of an event that was sent before.
+    /// The OK of the only event on its way: several are answered in any order.
     pub async fn answer_to(&mut self, event: &VerifiedEvent) -> (bool, String) {
         loop {
+            let (id, is_taken, text) = self.next_ok().await;
+            if id == event.id.to_hex() {
+                return (is_taken, text);
+            }
+        }
+    }
+
+    /// The next OK: id, whether it was taken, and what was said.
+    pub async fn next_ok(&mut self) -> (String, bool, String) {
+        loop {
             let answer = self.recv().await;
-            if answer[0] == "OK" && answer[1] == json!(event.id) {
-                return (answer[2].as_bool().unwrap(), answer[3].as_str().unwrap().to_owned());
+            let text = |n: usize| answer[n].as_str().unwrap().to_owned();
+            if answer[0] == "OK" {
+                return (text(1), answer[2].as_bool().unwrap(), text(3));
             }
         }
     }

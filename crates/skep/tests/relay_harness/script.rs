@@ -1,6 +1,6 @@
 //! What one author publishes, what the relay said of it, and so what must and must not be there.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -22,12 +22,32 @@ const RESOURCES: usize = 4;
 
 pub struct Sent {
     pub event: RawEvent,
+    /// `kind:pubkey:d` of what has versions.
+    address: Option<String>,
+    pub was_sent: bool,
+    /// `None` when the relay had no time to answer.
     pub verdict: Option<Verdict>,
 }
 
 pub struct Script {
     keys: Keypair,
     pub sent: Vec<Sent>,
+}
+
+/// What deletions name.
+#[derive(Default)]
+pub struct Deleted {
+    ids: HashSet<EventId>,
+    /// Versions up to this time.
+    addresses: HashMap<String, u64>,
+}
+
+impl Deleted {
+    pub fn names(&self, sent: &Sent) -> bool {
+        let up_to = sent.address.as_ref().and_then(|address| self.addresses.get(address));
+        let is_named = self.ids.contains(&sent.event.id) || up_to.is_some_and(|up_to| sent.event.created_at <= *up_to);
+        is_named && sent.event.kind != Kind::DELETION
+    }
 }
 
 /// What publishers and whoever stops them share.
@@ -55,7 +75,7 @@ impl Script {
             if rng.random_bool(0.04) {
                 event.sig.0[63] ^= 1;
             }
-            script.sent.push(Sent { event, verdict: None });
+            script.sent.push(Sent { address: address(&event), event, was_sent: false, verdict: None });
         }
         script
     }
@@ -87,10 +107,12 @@ impl Script {
     /// Publishes in order, until all is answered or the connection ends.
     pub fn publish(&mut self, url: &str, traffic: &Traffic) {
         let Ok(mut client) = Client::connect(url) else { return };
-        let places: HashMap<EventId, usize> = self.sent.iter().enumerate().map(|(i, sent)| (sent.event.id, i)).collect();
+        let places: HashMap<EventId, usize> =
+            self.sent.iter().enumerate().map(|(i, sent)| (sent.event.id, i)).collect();
         let (mut next, mut answered) = (0, 0);
         while answered < self.sent.len() {
             while next < self.sent.len() && next - answered < WINDOW {
+                self.sent[next].was_sent = true;
                 if client.send(&frame(&self.sent[next].event)).is_err() {
                     return;
                 }
@@ -109,8 +131,13 @@ impl Script {
     /// What is wrong with what the relay has of this script; empty when nothing is.
     pub fn faults(&self, client: &mut Client) -> Vec<String> {
         let ids: Vec<EventId> = self.sent.iter().map(|sent| sent.event.id).collect();
-        let stored = client.stored(&ids);
-        let mut faults: Vec<String> = self.sent.iter().filter_map(|sent| self.fault(sent, &stored)).collect();
+        let (stored, surely, maybe) = (client.stored(&ids), self.deleted(true), self.deleted(false));
+        let fault = |sent: &Sent| {
+            let wrong = self.fault(sent, &stored, &surely, &maybe)?;
+            let RawEvent { id, kind, created_at, .. } = &sent.event;
+            Some(format!("{wrong}: kind {kind} of {created_at} {id} {:?} {:?}", sent.address, sent.verdict))
+        };
+        let mut faults: Vec<String> = self.sent.iter().filter_map(fault).collect();
         let mut addresses = BTreeSet::new();
         let doubled = stored.values().filter_map(address).filter(|address| !addresses.insert(address.clone()));
         faults.extend(doubled.map(|address| format!("two versions at {address}")));
@@ -128,48 +155,54 @@ impl Script {
         faults
     }
 
-    fn fault(&self, sent: &Sent, stored: &BTreeMap<EventId, RawEvent>) -> Option<String> {
+    fn fault(
+        &self,
+        sent: &Sent,
+        stored: &BTreeMap<EventId, RawEvent>,
+        surely: &Deleted,
+        maybe: &Deleted,
+    ) -> Option<&'static str> {
         let event = &sent.event;
         let is_there = stored.contains_key(&event.id);
         // A newer version took its place; that one is there, or was deleted in its turn.
         let took_its_place = |other: &Sent| {
             let newer = &other.event;
-            address(newer) == address(event)
+            sent.address == other.address
                 && order::replaces((newer.created_at, &newer.id), (event.created_at, &event.id))
                 && !matches!(other.verdict, Some(Verdict::Refused(_)))
-                && (stored.contains_key(&newer.id) || self.is_deleted(newer, false))
+                && (stored.contains_key(&newer.id) || maybe.names(other))
         };
-        let may_be_replaced = || address(event).is_some() && self.sent.iter().any(took_its_place);
-        let wrong = match &sent.verdict {
-            Some(Verdict::Taken(_)) if event.kind == Kind::LEASE_REQUEST => is_there.then_some("a request is no record"),
+        let may_be_replaced = || sent.address.is_some() && self.sent.iter().any(took_its_place);
+        match &sent.verdict {
+            Some(Verdict::Taken(_)) if event.kind == Kind::LEASE_REQUEST => {
+                is_there.then_some("a request is no record")
+            }
             Some(Verdict::Refused(_)) => is_there.then_some("refused, and there"),
-            _ if self.is_deleted(event, true) => is_there.then_some("deleted, and there"),
-            Some(Verdict::Taken(_)) if !is_there && !self.is_deleted(event, false) && !may_be_replaced() => {
+            _ if surely.names(sent) => is_there.then_some("deleted, and there"),
+            Some(Verdict::Taken(_)) if !is_there && !maybe.names(sent) && !may_be_replaced() => {
                 Some("taken, and not there")
             }
             _ => None,
-        };
-        wrong.map(|wrong| format!("{wrong}: {} {:?}", event.to_json(), sent.verdict))
+        }
     }
 
-    /// Whether a deletion names this event: one that was taken, or one that may have been.
-    pub fn is_deleted(&self, event: &RawEvent, surely: bool) -> bool {
+    /// What was deleted: by requests that were taken, or also by those that may have been.
+    pub fn deleted(&self, surely: bool) -> Deleted {
+        let mut deleted = Deleted::default();
         let counts = |sent: &&Sent| match sent.verdict {
             Some(Verdict::Taken(_)) => true,
             Some(Verdict::Refused(_)) => false,
-            None => !surely,
+            None => sent.was_sent && !surely,
         };
-        let (id, address) = (event.id.to_hex(), address(event));
-        let names = |deletion: &RawEvent| {
-            let by_address = address.as_ref().is_some_and(|address| deletion.tags.values("a").any(|a| a == address));
-            deletion.tags.values("e").any(|e| e == id) || (by_address && event.created_at <= deletion.created_at)
-        };
-        event.kind != Kind::DELETION
-            && self.deletions().filter(counts).any(|deletion| names(&deletion.event))
-    }
-
-    fn deletions(&self) -> impl Iterator<Item = &Sent> {
-        self.sent.iter().filter(|sent| sent.event.kind == Kind::DELETION)
+        for request in self.sent.iter().filter(|sent| sent.event.kind == Kind::DELETION).filter(counts) {
+            let RawEvent { tags, created_at, .. } = &request.event;
+            deleted.ids.extend(tags.values("e").map(|id| id.parse::<EventId>().unwrap()));
+            for address in tags.values("a") {
+                let up_to = deleted.addresses.entry(address.into()).or_default();
+                *up_to = (*up_to).max(*created_at);
+            }
+        }
+        deleted
     }
 
     pub fn taken(&self) -> impl Iterator<Item = &Sent> {

@@ -30,7 +30,10 @@ impl Volume {
     }
 
     pub fn mount(&mut self) -> Result<(), String> {
-        run(Command::new("mount").args(["-t", "ext4", "-o", "loop"]).arg(self.dir.path().join("image")).arg(self.path()))?;
+        run(Command::new("mount")
+            .args(["-t", "ext4", "-o", "loop"])
+            .arg(self.dir.path().join("image"))
+            .arg(self.path()))?;
         self.is_mounted = true;
         Ok(())
     }
