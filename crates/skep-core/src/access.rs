@@ -63,7 +63,9 @@ pub fn may_read(world: &World, readers: &Readers, event: EventRef<'_>, now: Time
         ReadRule::Members => readers.any(|key| world.has_standing(key)),
         ReadRule::Recipient => is_recipient(),
         ReadRule::Parties => is_author() || is_recipient(),
-        ReadRule::PartiesAndOwners => is_author() || is_recipient() || readers.any(|key| owns_a_party(world, key, event)),
+        ReadRule::PartiesAndOwners => {
+            is_author() || is_recipient() || readers.any(|key| owns_a_party(world, key, event))
+        }
         ReadRule::AppData => !event.identifier().starts_with(b"read-state:") || is_author(),
         ReadRule::Nobody => false,
     }

@@ -42,7 +42,13 @@ pub struct Deliverer {
 }
 
 /// The rules that need nothing but the event, the configuration and a clock.
-pub fn screen(world: &World, origin: Origin, event: &RawEvent, event_bytes: usize, now: Timestamp) -> Result<(), Refusal> {
+pub fn screen(
+    world: &World,
+    origin: Origin,
+    event: &RawEvent,
+    event_bytes: usize,
+    now: Timestamp,
+) -> Result<(), Refusal> {
     let limits = &world.limits;
     if event_bytes > limits.event_bytes {
         return Err(Prefix::Invalid.because(format!("the event is larger than {} bytes", limits.event_bytes)));
@@ -84,16 +90,16 @@ pub fn screen(world: &World, origin: Origin, event: &RawEvent, event_bytes: usiz
 fn screen_time(world: &World, event: &RawEvent, now: Timestamp) -> Result<(), Refusal> {
     let limits = &world.limits;
     if event.created_at > now.saturating_add(limits.created_at_ahead_secs) {
-        return Err(Prefix::Invalid.because(format!("created_at is more than {} s ahead", limits.created_at_ahead_secs)));
+        return Err(
+            Prefix::Invalid.because(format!("created_at is more than {} s ahead", limits.created_at_ahead_secs))
+        );
     }
     let behind = limits.created_at_behind_secs;
     if behind > 0 && event.created_at.saturating_add(behind) < now {
         return Err(Prefix::Invalid.because(format!("created_at is more than {behind} s ago")));
     }
-    let is_act = matches!(
-        kind::rule(event.kind).write,
-        WriteRule::AgentFrame | WriteRule::LeaseRequest | WriteRule::Membership
-    );
+    let is_act =
+        matches!(kind::rule(event.kind).write, WriteRule::AgentFrame | WriteRule::LeaseRequest | WriteRule::Membership);
     if is_act && event.created_at.abs_diff(now) > limits::LEASE_REQUEST_FRESH_SECS {
         return Err(Prefix::Invalid.because("created_at is more than 300 s from the relay's clock"));
     }

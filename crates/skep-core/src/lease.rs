@@ -13,7 +13,12 @@ pub trait Ledger {
     type Error;
 
     /// Decides a request and records what it changes.
-    fn request(&mut self, now: Timestamp, holder: PubKey, request: &Request) -> Result<Result<Lease, Refusal>, Self::Error>;
+    fn request(
+        &mut self,
+        now: Timestamp,
+        holder: PubKey,
+        request: &Request,
+    ) -> Result<Result<Lease, Refusal>, Self::Error>;
 
     /// Checks the claim of an event about to be stored, and completes its lease when it is final.
     /// Gives the completed lease.
@@ -38,7 +43,12 @@ pub struct Rows<T>(pub T);
 impl<T: LeaseTable> Ledger for Rows<T> {
     type Error = T::Error;
 
-    fn request(&mut self, now: Timestamp, holder: PubKey, request: &Request) -> Result<Result<Lease, Refusal>, T::Error> {
+    fn request(
+        &mut self,
+        now: Timestamp,
+        holder: PubKey,
+        request: &Request,
+    ) -> Result<Result<Lease, Refusal>, T::Error> {
         let current = self.0.get(&request.resource)?;
         let decision = decide(now, current.as_ref(), holder, request);
         if let Ok(next) = &decision {
@@ -47,7 +57,12 @@ impl<T: LeaseTable> Ledger for Rows<T> {
         Ok(decision)
     }
 
-    fn claim(&mut self, now: Timestamp, author: &PubKey, claim: &Claim) -> Result<Result<Option<Lease>, Refusal>, T::Error> {
+    fn claim(
+        &mut self,
+        now: Timestamp,
+        author: &PubKey,
+        claim: &Claim,
+    ) -> Result<Result<Option<Lease>, Refusal>, T::Error> {
         let current = self.0.get(&claim.resource)?;
         let decision = check_claim(now, current.as_ref(), author, claim);
         if let Ok(Some(completed)) = &decision {
@@ -73,7 +88,9 @@ pub fn holder_for(world: &World, event: &RawEvent, request: &Request) -> Result<
     let is_owner = world.registry.owns(&asker, &agent);
     match request.op {
         Op::Steal { .. } if is_owner || (asker == agent && has_consent(world, event)) => Ok(agent),
-        Op::Steal { .. } => Err(Prefix::Restricted.because("to steal, the agent needs its owner's auth tag, or the owner asks")),
+        Op::Steal { .. } => {
+            Err(Prefix::Restricted.because("to steal, the agent needs its owner's auth tag, or the owner asks"))
+        }
         _ if asker == agent => Ok(agent),
         _ => Err(Prefix::Restricted.because("only the agent itself may ask for its lease")),
     }
@@ -136,7 +153,13 @@ fn is_mine(lease: &Lease, holder: PubKey, request: &Request) -> bool {
 }
 
 /// An expired lease is lost even when nobody took it: its holder must acquire it again, with a new epoch.
-fn check_mine<'a>(now: Timestamp, lease: &'a Lease, holder: PubKey, request: &Request, epoch: u64) -> Result<&'a Lease, Refusal> {
+fn check_mine<'a>(
+    now: Timestamp,
+    lease: &'a Lease,
+    holder: PubKey,
+    request: &Request,
+    epoch: u64,
+) -> Result<&'a Lease, Refusal> {
     if !lease.is_held(now) {
         return Err(Prefix::Conflict.because(format!("expired: epoch={} expires={}", lease.epoch, lease.expires_at)));
     }
@@ -150,7 +173,12 @@ fn held(lease: &Lease) -> Refusal {
 /// Whether an event may act under its claim; `Some` with the completed lease when it ends it.
 ///
 /// An expired lease that nobody took still has the newest epoch: its work is not yet anybody else's, so it may end.
-fn check_claim(now: Timestamp, current: Option<&Lease>, author: &PubKey, claim: &Claim) -> Result<Option<Lease>, Refusal> {
+fn check_claim(
+    now: Timestamp,
+    current: Option<&Lease>,
+    author: &PubKey,
+    claim: &Claim,
+) -> Result<Option<Lease>, Refusal> {
     let Some(lease) = current else {
         return Err(Prefix::Conflict.because(format!("nobody ever held {}", claim.resource)));
     };

@@ -45,16 +45,40 @@ pub enum CallError {
 /// The methods that `supportedmethods` names.
 pub const METHODS: &[&str] = &[
     "supportedmethods",
-    "banpubkey", "unbanpubkey", "listbannedpubkeys",
-    "allowpubkey", "unallowpubkey", "listallowedpubkeys",
-    "banevent", "unbanevent", "listbannedevents",
-    "allowevent", "unallowevent", "listallowedevents", "listeventsneedingmoderation",
-    "changerelayname", "changerelaydescription", "changerelayicon",
-    "allowkind", "disallowkind", "listallowedkinds", "listdisallowedkinds",
-    "blockip", "unblockip", "listblockedips",
-    "createclaim", "revokeclaim", "listclaims",
-    "assignagent", "revokeagent", "listagents",
-    "setchannel", "removechannel", "listchannels", "addchannelmember", "removechannelmember",
+    "banpubkey",
+    "unbanpubkey",
+    "listbannedpubkeys",
+    "allowpubkey",
+    "unallowpubkey",
+    "listallowedpubkeys",
+    "banevent",
+    "unbanevent",
+    "listbannedevents",
+    "allowevent",
+    "unallowevent",
+    "listallowedevents",
+    "listeventsneedingmoderation",
+    "changerelayname",
+    "changerelaydescription",
+    "changerelayicon",
+    "allowkind",
+    "disallowkind",
+    "listallowedkinds",
+    "listdisallowedkinds",
+    "blockip",
+    "unblockip",
+    "listblockedips",
+    "createclaim",
+    "revokeclaim",
+    "listclaims",
+    "assignagent",
+    "revokeagent",
+    "listagents",
+    "setchannel",
+    "removechannel",
+    "listchannels",
+    "addchannelmember",
+    "removechannelmember",
 ];
 
 /// Decides one call by an authenticated key. `fresh` is randomness as text, for a new claim.
@@ -218,12 +242,14 @@ fn text_at(call: &Call, i: usize) -> Result<String, CallError> {
 
 fn key_at(call: &Call, i: usize) -> Result<PubKey, CallError> {
     let text = call.params.get(i).and_then(Value::as_str);
-    text.and_then(|text| text.parse().ok()).ok_or(CallError::Params("a public key of 64 lowercase hex characters is missing"))
+    text.and_then(|text| text.parse().ok())
+        .ok_or(CallError::Params("a public key of 64 lowercase hex characters is missing"))
 }
 
 fn id_at(call: &Call, i: usize) -> Result<EventId, CallError> {
     let text = call.params.get(i).and_then(Value::as_str);
-    text.and_then(|text| text.parse().ok()).ok_or(CallError::Params("an event id of 64 lowercase hex characters is missing"))
+    text.and_then(|text| text.parse().ok())
+        .ok_or(CallError::Params("an event id of 64 lowercase hex characters is missing"))
 }
 
 fn kind_at(call: &Call) -> Result<u16, CallError> {

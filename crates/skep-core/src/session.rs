@@ -28,13 +28,29 @@ pub enum Effect {
     /// The keys of this connection changed: live delivery must know.
     Authenticated,
     /// Record an ownership before anything after this is done.
-    Learn { agent: PubKey, row: Ownership },
+    Learn {
+        agent: PubKey,
+        row: Ownership,
+    },
     /// Serve stored events, EOSE, then live ones. Replaces a subscription of the same name.
-    Subscribe { sub: SubId, filters: Vec<Filter> },
-    Count { sub: SubId, filters: Vec<Filter> },
+    Subscribe {
+        sub: SubId,
+        filters: Vec<Filter>,
+    },
+    Count {
+        sub: SubId,
+        filters: Vec<Filter>,
+    },
     Unsubscribe(SubId),
-    NegOpen { sub: SubId, filter: Box<Filter>, message: Vec<u8> },
-    NegMsg { sub: SubId, message: Vec<u8> },
+    NegOpen {
+        sub: SubId,
+        filter: Box<Filter>,
+        message: Vec<u8>,
+    },
+    NegMsg {
+        sub: SubId,
+        message: Vec<u8>,
+    },
     NegClose(SubId),
     /// Close the connection, for a reason that is counted.
     Cut(Cut),
@@ -120,17 +136,19 @@ impl Session {
         match message {
             Ok(ClientMsg::Event(event)) => self.handle_event(world, now, event, out),
             Ok(ClientMsg::Auth(event)) => self.handle_auth(world, now, *event, out),
-            Ok(ClientMsg::Req { sub, filters }) => match self.check_request(world, now, &filters, self.subs_after(&sub)) {
-                Ok(()) => {
-                    self.subs.insert(sub.clone());
-                    out.push(Effect::Subscribe { sub, filters });
+            Ok(ClientMsg::Req { sub, filters }) => {
+                match self.check_request(world, now, &filters, self.subs_after(&sub)) {
+                    Ok(()) => {
+                        self.subs.insert(sub.clone());
+                        out.push(Effect::Subscribe { sub, filters });
+                    }
+                    Err(refusal) => {
+                        out.push(Effect::Send(wire::closed(&sub, &refusal)));
+                        self.subs.remove(&sub);
+                        out.push(Effect::Unsubscribe(sub));
+                    }
                 }
-                Err(refusal) => {
-                    out.push(Effect::Send(wire::closed(&sub, &refusal)));
-                    self.subs.remove(&sub);
-                    out.push(Effect::Unsubscribe(sub));
-                }
-            },
+            }
             Ok(ClientMsg::Count { sub, filters }) => match self.check_request(world, now, &filters, 0) {
                 Ok(()) => out.push(Effect::Count { sub, filters }),
                 Err(refusal) => out.push(Effect::Send(wire::closed(&sub, &refusal))),
@@ -139,7 +157,9 @@ impl Session {
                 self.subs.remove(&sub);
                 out.push(Effect::Unsubscribe(sub));
             }
-            Ok(ClientMsg::NegOpen { sub, filter, message }) => self.handle_neg_open(world, now, sub, filter, &message, out),
+            Ok(ClientMsg::NegOpen { sub, filter, message }) => {
+                self.handle_neg_open(world, now, sub, filter, &message, out)
+            }
             Ok(ClientMsg::NegMsg { sub, message }) => self.handle_neg_msg(sub, &message, out),
             Ok(ClientMsg::NegClose { sub }) => {
                 self.negs.remove(&sub);
@@ -183,7 +203,12 @@ impl Session {
     }
 
     /// NIP-42, and NIP-OA when the event carries an attestation.
-    fn authenticate(&mut self, world: &World, now: Timestamp, event: RawEvent) -> Result<Option<(PubKey, Ownership)>, Refusal> {
+    fn authenticate(
+        &mut self,
+        world: &World,
+        now: Timestamp,
+        event: RawEvent,
+    ) -> Result<Option<(PubKey, Ownership)>, Refusal> {
         let invalid = |text: &'static str| Prefix::Invalid.because(text);
         if event.kind != Kind::AUTH {
             return Err(invalid("an AUTH event has kind 22242"));
@@ -230,13 +255,23 @@ impl Session {
             return Err(Prefix::RateLimited.because("too many requests on this connection; slow down"));
         }
         if open > limits.subscriptions {
-            return Err(Prefix::Blocked.because(format!("more than {} subscriptions on one connection", limits.subscriptions)));
+            return Err(
+                Prefix::Blocked.because(format!("more than {} subscriptions on one connection", limits.subscriptions))
+            );
         }
         check_filters(world, filters)?;
         check_reader(world, &self.from.readers, filters)
     }
 
-    fn handle_neg_open(&mut self, world: &World, now: Now, sub: SubId, filter: Box<Filter>, hex: &str, out: &mut Vec<Effect>) {
+    fn handle_neg_open(
+        &mut self,
+        world: &World,
+        now: Now,
+        sub: SubId,
+        filter: Box<Filter>,
+        hex: &str,
+        out: &mut Vec<Effect>,
+    ) {
         let open = self.negs.len() + usize::from(!self.negs.contains(&sub));
         let checked = self
             .check_request(world, now, std::slice::from_ref(&*filter), 0)
@@ -254,7 +289,9 @@ impl Session {
         let is_open = self.negs.contains(&sub);
         match decode_hex(hex) {
             Ok(message) if is_open => out.push(Effect::NegMsg { sub, message }),
-            Ok(_) => out.push(Effect::Send(wire::neg_err(&sub, &Prefix::Invalid.because("closed: no such reconciliation")))),
+            Ok(_) => {
+                out.push(Effect::Send(wire::neg_err(&sub, &Prefix::Invalid.because("closed: no such reconciliation"))))
+            }
             Err(refusal) => out.push(Effect::Send(wire::neg_err(&sub, &refusal))),
         }
     }
@@ -285,7 +322,9 @@ pub fn check_filters(world: &World, filters: &[Filter]) -> Result<(), Refusal> {
         return Err(Prefix::Invalid.because(format!("more than {} filters in one message", limits.filters)));
     }
     if filters.iter().map(Filter::values).sum::<usize>() > limits.filter_values {
-        return Err(Prefix::Invalid.because(format!("more than {} values in the filters of one message", limits.filter_values)));
+        return Err(
+            Prefix::Invalid.because(format!("more than {} values in the filters of one message", limits.filter_values))
+        );
     }
     if let Some(unknown) = filters.iter().find_map(|filter| filter.unknown.as_deref()) {
         return Err(Prefix::Unsupported.because(format!("unknown filter element {unknown:?}")));

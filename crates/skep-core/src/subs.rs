@@ -165,7 +165,9 @@ impl<O> Subs<O> {
         match place(filter) {
             Place::Ids(ids) => add(&mut self.by_id, ids.iter().copied(), key),
             Place::Authors(authors) => add(&mut self.by_author, authors.iter().copied(), key),
-            Place::Tag(letter, values) => add(&mut self.by_tag, values.iter().map(|v| (letter, v.as_bytes().into())), key),
+            Place::Tag(letter, values) => {
+                add(&mut self.by_tag, values.iter().map(|v| (letter, v.as_bytes().into())), key)
+            }
             Place::Kinds(kinds) => add(&mut self.by_kind, kinds.iter().copied(), key),
             Place::Others => {
                 self.others.insert(key);

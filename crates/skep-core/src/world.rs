@@ -193,7 +193,8 @@ impl World {
     pub fn channels_of(&self, event: EventRef<'_>) -> impl Iterator<Item = &Channel> {
         let kind = event.kind().0;
         let own = (kind == Kind::CHANNEL_CREATION.0).then(|| event.id().to_hex());
-        let named = event.tags().filter(move |(letter, _)| *letter == b'h' || (*letter == b'e' && (41..=44).contains(&kind)));
+        let named =
+            event.tags().filter(move |(letter, _)| *letter == b'h' || (*letter == b'e' && (41..=44).contains(&kind)));
         let named = named.filter_map(|(_, value)| std::str::from_utf8(value).ok());
         named.filter_map(|id| self.channel(id)).chain(own.and_then(|id| self.channel(&id)))
     }

@@ -43,17 +43,19 @@ fn world() -> World {
 fn event() -> impl Strategy<Value = Record> {
     let kind = prop::sample::select(vec![1u16, 4, 7, 1059, 20_001, 30_023]);
     let tags = prop::collection::vec((prop::sample::select(vec!["e", "p", "t"]), 0..3u8), 0..4);
-    (0..3u8, kind, 100..106u64, tags, prop::option::weighted(0.2, 103..108u64)).prop_map(|(author, kind, at, tags, expires)| {
-        let mut draft = Draft::new(Kind(kind), at, "bee");
-        for (name, value) in tags {
-            let value = if name == "t" { value.to_string() } else { pubkey(value).to_hex() };
-            draft = draft.tag([name, &value]);
-        }
-        if let Some(expires) = expires {
-            draft = draft.tag(["expiration", &expires.to_string()]);
-        }
-        draft.sign(&keys(author), &[0; 32]).into_record()
-    })
+    (0..3u8, kind, 100..106u64, tags, prop::option::weighted(0.2, 103..108u64)).prop_map(
+        |(author, kind, at, tags, expires)| {
+            let mut draft = Draft::new(Kind(kind), at, "bee");
+            for (name, value) in tags {
+                let value = if name == "t" { value.to_string() } else { pubkey(value).to_hex() };
+                draft = draft.tag([name, &value]);
+            }
+            if let Some(expires) = expires {
+                draft = draft.tag(["expiration", &expires.to_string()]);
+            }
+            draft.sign(&keys(author), &[0; 32]).into_record()
+        },
+    )
 }
 
 fn filter() -> impl Strategy<Value = Filter> {

@@ -179,10 +179,10 @@ impl RelaySettings {
         for value in list {
             match value.strip_prefix("group:") {
                 Some(name) => {
-                    let group = self.groups.get(name).ok_or_else(|| ConfigError::Group {
-                        setting: setting.into(),
-                        value: name.into(),
-                    })?;
+                    let group = self
+                        .groups
+                        .get(name)
+                        .ok_or_else(|| ConfigError::Group { setting: setting.into(), value: name.into() })?;
                     for member in group {
                         found.insert(key(&format!("relay.groups.{name}"), member)?);
                     }

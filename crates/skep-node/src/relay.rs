@@ -6,8 +6,8 @@ use std::path::Path;
 
 use secp256k1::Keypair;
 use skep_core::World;
-use skep_core::world::{Policy, Registry};
 use skep_core::intake::host_of;
+use skep_core::world::{Policy, Registry};
 use skep_proto::PubKey;
 use skep_relay::http::Identity;
 use skep_relay::{Config, Relay, StartError};
@@ -44,7 +44,9 @@ impl UpError {
             Self::Home(error) => error.hint(),
             Self::Key(error) => error.hint(),
             Self::Listen { address, cause } => Some(match cause.kind() {
-                std::io::ErrorKind::AddrInUse => format!("something serves {address} already; stop it or give --listen another port"),
+                std::io::ErrorKind::AddrInUse => {
+                    format!("something serves {address} already; stop it or give --listen another port")
+                }
                 std::io::ErrorKind::PermissionDenied => "ports below 1024 need privileges; take a higher one".into(),
                 _ => "give --listen an address of this machine and a port, like 127.0.0.1:7777".into(),
             }),

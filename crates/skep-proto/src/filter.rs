@@ -39,9 +39,9 @@ impl Filter {
     pub fn matches(&self, event: EventRef<'_>) -> bool {
         self.matches_head(event)
             && self.tags.iter().all(|(letter, wanted)| {
-                event.tag_values(*letter).any(|value| {
-                    wanted.binary_search_by(|candidate| candidate.as_bytes().cmp(value)).is_ok()
-                })
+                event
+                    .tag_values(*letter)
+                    .any(|value| wanted.binary_search_by(|candidate| candidate.as_bytes().cmp(value)).is_ok())
             })
             && self.search.as_ref().is_none_or(|text| matches_search(text, event))
     }
@@ -241,7 +241,9 @@ mod tests {
     fn an_unknown_element_is_remembered_and_a_wrong_type_refused() {
         assert_eq!(filter(r#"{"kinds":[1],"&t":["x"]}"#).unknown.as_deref(), Some("&t"));
         assert_eq!(filter(r##"{"#tt":["x"]}"##).unknown.as_deref(), Some("#tt"));
-        for bad in [r#"{"kinds":1}"#, r#"{"ids":["ab"]}"#, r#"{"limit":-1}"#, r#"{"kinds":[70000]}"#, "[]", r#"{"since":1.5}"#] {
+        for bad in
+            [r#"{"kinds":1}"#, r#"{"ids":["ab"]}"#, r#"{"limit":-1}"#, r#"{"kinds":[70000]}"#, "[]", r#"{"since":1.5}"#]
+        {
             assert!(serde_json::from_str::<Filter>(bad).is_err(), "{bad}");
         }
     }

@@ -115,7 +115,18 @@ pub struct Row {
 const fn row(first: u16, last: u16, name: &'static str, spec: &'static str) -> Row {
     let class = class_by_range(first);
     let retention = if matches!(class, Class::Ephemeral) { Retention::Ring } else { Retention::Forever };
-    Row { first, last, name, class, write: WriteRule::Author, read: ReadRule::All, encrypted: false, search: false, retention, spec }
+    Row {
+        first,
+        last,
+        name,
+        class,
+        write: WriteRule::Author,
+        read: ReadRule::All,
+        encrypted: false,
+        search: false,
+        retention,
+        spec,
+    }
 }
 
 impl Row {

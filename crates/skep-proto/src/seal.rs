@@ -27,7 +27,14 @@ mod tests {
     fn only_the_shape_of_a_v2_payload_is_plausible() {
         let good = format!("Ag{}", "A".repeat(130));
         assert!(is_plausible(&good));
-        for bad in [String::new(), "hello".into(), good[..128].into(), format!("AQ{}", &good[2..]), format!("{good}="), good.replace('A', "!")] {
+        for bad in [
+            String::new(),
+            "hello".into(),
+            good[..128].into(),
+            format!("AQ{}", &good[2..]),
+            format!("{good}="),
+            good.replace('A', "!"),
+        ] {
             assert!(!is_plausible(&bad), "{bad}");
         }
     }

@@ -69,7 +69,9 @@ pub struct DecodeError {
 pub fn decode(text: &str) -> Result<ClientMsg, DecodeError> {
     match serde_json::from_str::<Known>(text) {
         Ok(Known(Some(message))) => Ok(message),
-        Ok(Known(None)) => Err(explain(text, "unknown message type; known: EVENT REQ CLOSE AUTH COUNT NEG-OPEN NEG-MSG NEG-CLOSE")),
+        Ok(Known(None)) => {
+            Err(explain(text, "unknown message type; known: EVENT REQ CLOSE AUTH COUNT NEG-OPEN NEG-MSG NEG-CLOSE"))
+        }
         Err(error) => Err(explain(text, &error.to_string())),
     }
 }

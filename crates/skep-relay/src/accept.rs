@@ -6,7 +6,9 @@ use std::time::Duration;
 
 use axum::Router;
 use axum::body::Body;
-use hyper::header::{CONNECTION, HeaderMap, HeaderValue, SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_KEY, SEC_WEBSOCKET_VERSION, UPGRADE};
+use hyper::header::{
+    CONNECTION, HeaderMap, HeaderValue, SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_KEY, SEC_WEBSOCKET_VERSION, UPGRADE,
+};
 use hyper::{Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use skep_core::session::Cut;
@@ -145,7 +147,12 @@ fn upgrade_key(headers: &HeaderMap) -> Option<HeaderValue> {
     headers.get(SEC_WEBSOCKET_KEY).filter(|_| is_upgrade).cloned()
 }
 
-fn upgrade(shared: Arc<Shared>, place: Arc<Place>, request: Request<hyper::body::Incoming>, key: &HeaderValue) -> Response<Body> {
+fn upgrade(
+    shared: Arc<Shared>,
+    place: Arc<Place>,
+    request: Request<hyper::body::Incoming>,
+    key: &HeaderValue,
+) -> Response<Body> {
     tokio::spawn(async move {
         let Ok(upgraded) = hyper::upgrade::on(request).await else { return };
         let frame = shared.world().limits.frame_bytes;
@@ -157,7 +164,8 @@ fn upgrade(shared: Arc<Shared>, place: Arc<Place>, request: Request<hyper::body:
         // Back to the bare socket: no hyper in the path of a message.
         if let Ok(parts) = upgraded.downcast::<TokioIo<TcpStream>>() {
             let stream = parts.io.into_inner();
-            let socket = WebSocketStream::from_partially_read(stream, parts.read_buf.into(), Role::Server, Some(config)).await;
+            let socket =
+                WebSocketStream::from_partially_read(stream, parts.read_buf.into(), Role::Server, Some(config)).await;
             let ip = place.ip;
             conn::run(shared, socket, ip).await;
         }

@@ -57,7 +57,7 @@ struct Conn {
     scans: Scans,
     negs: AHashMap<SubId, Negotiation>,
     /// Events read and not yet given to the pool.
-    events: Vec<Box<RawEvent>>,
+    events: Vec<RawEvent>,
     /// Messages to be sent now.
     out: Vec<Utf8Bytes>,
     effects: Vec<Effect>,
@@ -146,8 +146,8 @@ impl Conn {
                 return end;
             }
             let is_busy = !self.scans.is_empty() || !outbox.is_empty() || outbox.behind().is_some();
-            let may_read = self.in_flight.load(Ordering::Acquire) < limits::IN_FLIGHT_EVENTS_MAX
-                && self.scans.len() < SCANS_MAX;
+            let may_read =
+                self.in_flight.load(Ordering::Acquire) < limits::IN_FLIGHT_EVENTS_MAX && self.scans.len() < SCANS_MAX;
             let ended = tokio::select! {
                 biased;
                 () = stop.cancelled() => Some(End::Cut(Cut::Shutdown)),
@@ -248,7 +248,7 @@ impl Conn {
         match effect {
             Effect::Send(text) => self.out.push(text.into()),
             Effect::Submit(event) => {
-                self.events.push(event);
+                self.events.push(*event);
                 if self.events.len() >= limits::VERIFY_BATCH_MAX {
                     self.submit_events().await;
                 }
@@ -295,7 +295,11 @@ impl Conn {
             live.subs.subscribe(self.id, &sub, Arc::clone(&filters), newest);
             newest
         };
-        if self.subs.insert(sub.clone(), Sub { quoted: Arc::clone(&quoted), filters: Arc::clone(&filters), after }).is_none() {
+        if self
+            .subs
+            .insert(sub.clone(), Sub { quoted: Arc::clone(&quoted), filters: Arc::clone(&filters), after })
+            .is_none()
+        {
             self.shared.metrics.subscriptions.inc();
         }
         for record in self.shared.recent(&filters, after, &self.from.readers) {
@@ -381,9 +385,10 @@ impl Conn {
             if !may_read(&world, &self.from.readers, event, now) {
                 continue;
             }
-            let wanted = self.subs.values().filter(|sub| {
-                change.seq > sub.after && sub.filters.iter().any(|filter| filter.matches(event))
-            });
+            let wanted = self
+                .subs
+                .values()
+                .filter(|sub| change.seq > sub.after && sub.filters.iter().any(|filter| filter.matches(event)));
             self.out.extend(wanted.map(|sub| Utf8Bytes::from(wire::event(&sub.quoted, event.json()))));
         }
         drop(world);

@@ -34,7 +34,9 @@ struct Queue {
 pub(crate) enum Delivery {
     Queued,
     /// The reader has to catch up; this says whether it just fell behind.
-    Behind { is_new: bool },
+    Behind {
+        is_new: bool,
+    },
 }
 
 impl Outbox {

@@ -14,7 +14,9 @@ use skep_core::session::Now;
 use skep_core::subs::Subs;
 use skep_core::world::{Ownership, Policy};
 use skep_core::{Readers, World};
-use skep_proto::{Draft, EventId, Kind, Prefix, PubKey, RawEvent, Record, Refusal, Seq, Timestamp, VerifiedEvent, limits};
+use skep_proto::{
+    Draft, EventId, Kind, Prefix, PubKey, RawEvent, Record, Refusal, Seq, Timestamp, VerifiedEvent, limits,
+};
 use skep_store::{BlobStore, EventStore, Op, Outcome, StoreError, Submission, Tail, Writer};
 use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
@@ -143,7 +145,9 @@ impl Shared {
             return limited("too many events by this key; slow down");
         }
         match skep_core::intake::rate_class(event) {
-            Some(RateClass::Metric) if !rates.metrics.take(event.pubkey, now) => limited("at most 60 turn metrics a minute"),
+            Some(RateClass::Metric) if !rates.metrics.take(event.pubkey, now) => {
+                limited("at most 60 turn metrics a minute")
+            }
             Some(RateClass::Telemetry) if !rates.telemetry.take(event.pubkey, now) => {
                 limited("at most 100 telemetry frames a second")
             }
@@ -207,11 +211,13 @@ impl Shared {
 
     /// Records a changed policy, then lets it bite; tells members when the member list changed.
     pub(crate) async fn set_policy(&self, policy: Policy) -> Result<(), Refusal> {
-        let document = serde_json::to_vec(&policy).map_err(|_| Prefix::Error.because("the policy could not be written"))?;
+        let document =
+            serde_json::to_vec(&policy).map_err(|_| Prefix::Error.because("the policy could not be written"))?;
         self.commit(vec![Op::Policy(document)]).await?;
         let has_new_members = {
             let mut world = self.world.write().unwrap_or_else(PoisonError::into_inner);
-            let changed = world.policy.allowed_keys != policy.allowed_keys || world.policy.banned_keys != policy.banned_keys;
+            let changed =
+                world.policy.allowed_keys != policy.allowed_keys || world.policy.banned_keys != policy.banned_keys;
             world.policy = policy;
             changed
         };
@@ -224,7 +230,10 @@ impl Shared {
             let world = self.world();
             let banned = &world.policy.banned_keys;
             let allowed = world.policy.allowed_keys.keys().cloned();
-            allowed.chain(world.members.iter().map(|key| key.to_hex())).filter(|key| !banned.contains_key(key)).collect()
+            allowed
+                .chain(world.members.iter().map(|key| key.to_hex()))
+                .filter(|key| !banned.contains_key(key))
+                .collect()
         };
         members.sort_unstable();
         members.dedup();
@@ -240,7 +249,7 @@ impl Shared {
             from: Arc::new(Deliverer { readers, bound: Vec::new() }),
             origin,
             ip: None,
-            events: vec![Box::new(event)],
+            events: vec![event],
             done: Box::new(move |verdicts| {
                 let verdict = verdicts.into_iter().next();
                 drop(sender.send(verdict.map(|(_, verdict)| verdict)));

@@ -10,12 +10,12 @@ use skep_core::World;
 use skep_core::door::{Accepted, Origin};
 use skep_core::intake::{self, Admission, Deliverer};
 use skep_core::lease::{LeaseTable, Ledger, Rows};
+use skep_core::world::Ownership;
 use skep_proto::filter::{content_of, words};
 use skep_proto::kind::{self, ReadRule};
 use skep_proto::lease::{self, Claim, Lease, Request, Resource};
 use skep_proto::{EventId, Prefix, PubKey, RawEvent, Record, Refusal, VerifiedEvent};
 use skep_store::{LeaseRows, Op, Outcome, StoreError, Submission};
-use skep_core::world::Ownership;
 
 use crate::shared::{Shared, own_op, unix_now};
 
@@ -27,7 +27,7 @@ pub(crate) struct Job {
     pub from: Arc<Deliverer>,
     pub origin: Origin,
     pub ip: Option<IpAddr>,
-    pub events: Vec<Box<RawEvent>>,
+    pub events: Vec<RawEvent>,
     /// Called once for each event, in one or two calls; on a pool or writer thread, so it must not block.
     pub done: Box<dyn FnOnce(Vec<Verdict>) + Send>,
 }
@@ -55,7 +55,11 @@ impl Pool {
     }
 }
 
-pub(crate) fn start(shared: &Arc<Shared>, jobs: &async_channel::Receiver<Job>, threads: usize) -> std::io::Result<Vec<JoinHandle<()>>> {
+pub(crate) fn start(
+    shared: &Arc<Shared>,
+    jobs: &async_channel::Receiver<Job>,
+    threads: usize,
+) -> std::io::Result<Vec<JoinHandle<()>>> {
     (0..threads)
         .map(|i| {
             let (shared, jobs) = (Arc::clone(shared), jobs.clone());
@@ -83,7 +87,7 @@ fn run(shared: &Arc<Shared>, job: Job) {
     let mut ops = Vec::with_capacity(events.len());
     for event in events {
         let id = event.id;
-        match judge(shared, origin, ip, &from, *event) {
+        match judge(shared, origin, ip, &from, event) {
             Ok(Judged::Write { op, learn }) => {
                 let count = 1 + usize::from(learn.is_some());
                 ops.push(op);
@@ -130,7 +134,9 @@ fn settle(shared: &Shared, pending: Vec<Pending>, outcomes: Vec<Outcome>, verdic
 /// What the door says of the store's outcome.
 pub fn accepted(outcome: Outcome) -> Result<Accepted, Refusal> {
     match outcome {
-        Outcome::Stored(changes) => Ok(Accepted::Stored(changes.first().map_or_else(Default::default, |change| change.seq))),
+        Outcome::Stored(changes) => {
+            Ok(Accepted::Stored(changes.first().map_or_else(Default::default, |change| change.seq)))
+        }
         Outcome::Duplicate => Ok(Accepted::Duplicate),
         Outcome::Superseded => Err(Prefix::Duplicate.because("a newer version of this event is stored")),
         Outcome::Deleted => Err(Prefix::Blocked.because("its author deleted this event")),
@@ -147,7 +153,13 @@ enum Judged {
     Membership { is_join: bool, key: PubKey },
 }
 
-fn judge(shared: &Arc<Shared>, origin: Origin, ip: Option<IpAddr>, from: &Deliverer, event: RawEvent) -> Result<Judged, Refusal> {
+fn judge(
+    shared: &Arc<Shared>,
+    origin: Origin,
+    ip: Option<IpAddr>,
+    from: &Deliverer,
+    event: RawEvent,
+) -> Result<Judged, Refusal> {
     let now = unix_now();
     let bytes = event_bytes(&event);
     intake::screen(&shared.world(), origin, &event, bytes, now)?;

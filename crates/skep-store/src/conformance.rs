@@ -77,7 +77,11 @@ pub fn a_refused_guard_leaves_no_trace(store: &dyn EventStore, refused: &Record,
 /// When they do not.
 pub fn owners_and_policy_are_kept(store: &dyn EventStore) {
     let agent = PubKey([5; 32]);
-    let ops = vec![Op::Own { agent, row: b"one".to_vec() }, Op::Own { agent, row: b"two".to_vec() }, Op::Policy(b"{}".to_vec())];
+    let ops = vec![
+        Op::Own { agent, row: b"one".to_vec() },
+        Op::Own { agent, row: b"two".to_vec() },
+        Op::Policy(b"{}".to_vec()),
+    ];
     store.apply(ops).expect("the store can be written");
     assert_eq!(store.owners().expect("readable"), [(agent, b"two".to_vec())]);
     assert_eq!(store.policy().expect("readable").as_deref(), Some(&b"{}"[..]));

@@ -11,7 +11,9 @@ pub enum StoreError {
     Fatal(String),
     #[error("the store holds something that is not a record: {0}")]
     Corrupt(&'static str),
-    #[error("the store is of format {found}, this program knows {known}; use the program that wrote it, or export and import")]
+    #[error(
+        "the store is of format {found}, this program knows {known}; use the program that wrote it, or export and import"
+    )]
     Format { found: u32, known: u32 },
     #[error("another process uses {path}; stop it, or give this one another --data")]
     Locked { path: String },

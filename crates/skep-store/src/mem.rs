@@ -39,7 +39,12 @@ impl EventStore for MemStore {
         Ok(outcomes)
     }
 
-    fn scan(&self, scan: &mut Scan, _: usize, visit: &mut dyn FnMut(Seq, EventRef<'_>) -> Visit) -> Result<Progress, StoreError> {
+    fn scan(
+        &self,
+        scan: &mut Scan,
+        _: usize,
+        visit: &mut dyn FnMut(Seq, EventRef<'_>) -> Visit,
+    ) -> Result<Progress, StoreError> {
         let mut all = self.inner().events.clone();
         all.sort_by(|a, b| {
             let (a, b) = (a.1.as_ref(), b.1.as_ref());
@@ -90,7 +95,8 @@ fn matches(filter: &skep_proto::Filter, event: EventRef<'_>) -> bool {
         let tags = json["tags"].as_array().cloned().unwrap_or_default();
         tags.iter().any(|tag| {
             let name = tag[0].as_str().unwrap_or_default();
-            name == (letter as char).to_string() && tag[1].as_str().is_some_and(|value| wanted.iter().any(|w| w == value))
+            name == (letter as char).to_string()
+                && tag[1].as_str().is_some_and(|value| wanted.iter().any(|w| w == value))
         })
     };
     let has_words = |search: &str| {
@@ -142,8 +148,13 @@ impl Inner {
                 Ok(Outcome::Done)
             }
             Op::Sweep { now, most } => {
-                let due: Vec<Seq> =
-                    self.events.iter().filter(|(_, r)| r.as_ref().is_expired(now)).map(|(seq, _)| *seq).take(most).collect();
+                let due: Vec<Seq> = self
+                    .events
+                    .iter()
+                    .filter(|(_, r)| r.as_ref().is_expired(now))
+                    .map(|(seq, _)| *seq)
+                    .take(most)
+                    .collect();
                 self.events.retain(|(seq, _)| !due.contains(seq));
                 Ok(Outcome::Swept(due.len()))
             }
@@ -162,7 +173,8 @@ impl Inner {
             return Some(Outcome::Vanished);
         }
         let is_newer = |old: EventRef<'_>| {
-            same_address(old, event) && !order::replaces((event.created_at(), &event.id()), (old.created_at(), &old.id()))
+            same_address(old, event)
+                && !order::replaces((event.created_at(), &event.id()), (old.created_at(), &old.id()))
         };
         self.events.iter().any(|(_, record)| is_newer(record.as_ref())).then_some(Outcome::Superseded)
     }
@@ -226,4 +238,3 @@ impl LeaseRows for Inner {
         Ok(())
     }
 }
-

@@ -32,10 +32,16 @@ pub enum Op {
     /// Give it a number and put it in the memory ring. Never touches the disk.
     Ring(Record),
     Lease(LeaseCall),
-    Own { agent: PubKey, row: Vec<u8> },
+    Own {
+        agent: PubKey,
+        row: Vec<u8>,
+    },
     Policy(Vec<u8>),
     /// Remove what has expired, at most so many.
-    Sweep { now: Timestamp, most: usize },
+    Sweep {
+        now: Timestamp,
+        most: usize,
+    },
 }
 
 impl Op {

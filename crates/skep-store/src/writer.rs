@@ -98,7 +98,12 @@ impl<C: Fn() -> Timestamp> Run<C> {
         let result = self.store.apply(ops);
         self.stats.commits.fetch_add(1, Ordering::Relaxed);
         self.stats.commit_us.fetch_add(started.elapsed().as_micros() as u64, Ordering::Relaxed);
-        self.stats.is_failing.store(result.is_err(), Ordering::Relaxed);
+        match &result {
+            Err(_) => self.stats.is_failing.store(true, Ordering::Relaxed),
+            // A batch that needed no disk says nothing about the disk.
+            Ok(outcomes) if outcomes.iter().any(wrote) => self.stats.is_failing.store(false, Ordering::Relaxed),
+            Ok(_) => {}
+        }
         match result {
             Ok(outcomes) => {
                 self.tail.append(outcomes.iter().flat_map(changes).cloned(), (self.clock)());
@@ -113,6 +118,16 @@ impl<C: Fn() -> Timestamp> Run<C> {
                 batch.drain(..).for_each(|submission| (submission.done)(Err(Arc::clone(&error))));
             }
         }
+    }
+}
+
+/// Whether an outcome means that the disk took something.
+fn wrote(outcome: &Outcome) -> bool {
+    match outcome {
+        Outcome::Stored(changes) => changes.iter().any(|change| !change.record.as_ref().kind().is_ephemeral()),
+        Outcome::Leased(..) | Outcome::Done => true,
+        Outcome::Swept(swept) => *swept > 0,
+        _ => false,
     }
 }
 

@@ -168,7 +168,15 @@ struct Contest {
 impl Contest {
     fn new(colony: &Colony) -> Self {
         let resource = colony.resource("0");
-        Self { dice: Dice(4), turn: 0, resource, holders: BTreeMap::new(), newest: BTreeMap::new(), finals: 0, steals: 0 }
+        Self {
+            dice: Dice(4),
+            turn: 0,
+            resource,
+            holders: BTreeMap::new(),
+            newest: BTreeMap::new(),
+            finals: 0,
+            steals: 0,
+        }
     }
 
     /// A new grant: a new epoch, larger than all before it.
@@ -201,7 +209,10 @@ impl Contest {
                 self.steals += 1;
                 // The old holder notices at its next word.
                 let renewal = send(&mut clients[winner], &colony.agent, with_epoch("renew")).await.refusal();
-                assert!(renewal.starts_with(&format!("conflict: held by {} epoch={stolen} ", instance(thief))), "{renewal}");
+                assert!(
+                    renewal.starts_with(&format!("conflict: held by {} epoch={stolen} ", instance(thief))),
+                    "{renewal}"
+                );
                 let late = clients[winner].publish(&act(&colony.agent, &self.resource, epoch, false)).await;
                 assert!(!late.0 && late.1.starts_with("conflict: "), "{late:?}");
                 let release = ask(&self.resource, "release", &instance(thief)).tag(["epoch", &stolen.to_string()]);
@@ -244,7 +255,10 @@ async fn of_a_hundred_acquirers_one_holds_and_no_epoch_has_two_holders() {
     let Contest { holders, finals, steals, .. } = contest_state;
     println!(
         "{} rounds of {ACQUIRERS} acquirers in {:.1?}: {} grants, {steals} stolen, {finals} leases completed; memory of the relay {} KiB",
-        rounds(), started.elapsed(), holders.len(), relay.memory_kib("RssAnon"),
+        rounds(),
+        started.elapsed(),
+        holders.len(),
+        relay.memory_kib("RssAnon"),
     );
     assert_eq!(relay.metric("store_errors_total").await, 0);
 }

@@ -119,7 +119,15 @@ pub mod fake {
             let dir = tempfile::tempdir().unwrap();
             let blobs = BlobStore::open(dir.path()).unwrap();
             let (world, blobs) = (Mutex::new(world), (dir, blobs));
-            Arc::new(Self { world, used: Mutex::default(), turn: tokio::sync::Mutex::default(), identity, stored: Mutex::default(), not_ready: None, blobs })
+            Arc::new(Self {
+                world,
+                used: Mutex::default(),
+                turn: tokio::sync::Mutex::default(),
+                identity,
+                stored: Mutex::default(),
+                not_ready: None,
+                blobs,
+            })
         }
 
         /// A closed relay whose member is `key(1)`.

@@ -10,8 +10,8 @@ use negentropy::{Id, Negentropy, NegentropyStorageVector};
 use secp256k1::{Keypair, SECP256K1};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
-use skep_core::world::{Channel, ChannelAccess, Ownership, Policy, Registry, Source};
 use skep_core::World;
+use skep_core::world::{Channel, ChannelAccess, Ownership, Policy, Registry, Source};
 use skep_proto::kind;
 use skep_proto::limits::Limits;
 use skep_proto::{Draft, EventId, Kind, PubKey, Record};
@@ -19,8 +19,8 @@ use skep_relay::http::Identity;
 use skep_relay::{Config, Relay};
 use skep_store::{Op, Options};
 use tokio::net::{TcpListener, TcpStream};
-use tokio_tungstenite::tungstenite::Message;
 use tokio_tungstenite::WebSocketStream;
+use tokio_tungstenite::tungstenite::Message;
 
 pub fn key(n: u8) -> Keypair {
     Keypair::from_seckey_slice(SECP256K1, &[n + 1; 32]).unwrap()
@@ -105,7 +105,8 @@ impl Rig {
             if event.kind().is_ephemeral() {
                 Op::Ring(record.clone())
             } else {
-                let words = if kind::rule(event.kind()).search { vec!["needle".into(), "haystack".into()] } else { Vec::new() };
+                let words =
+                    if kind::rule(event.kind()).search { vec!["needle".into(), "haystack".into()] } else { Vec::new() };
                 Op::Put { record: record.clone(), words, guard: None }
             }
         });
@@ -326,9 +327,9 @@ impl Reader {
 
     /// Live events up to one that everybody may see and that is stored last.
     pub async fn live_until_marker(&mut self, rig: &Rig) -> BTreeSet<EventId> {
-        let marker = Draft::new(Kind(1), unix_now(), &format!("marker {:?}", self.keys)).tag(["x", "all"]);
+        let marker = Draft::new(Kind(1), unix_now(), format!("marker {:?}", self.keys)).tag(["x", "all"]);
         let marker = marker.sign(&key(crate::STRANGER), &[0; 32]).into_record();
-        rig.store(&[marker.clone()]).await;
+        rig.store(std::slice::from_ref(&marker)).await;
         let mut got = BTreeSet::new();
         loop {
             let message = self.receive().await;
@@ -378,4 +379,3 @@ impl Reader {
 fn id_of(event: &Value) -> EventId {
     event["id"].as_str().unwrap().parse().unwrap()
 }
-

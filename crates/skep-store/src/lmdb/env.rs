@@ -113,9 +113,9 @@ pub(super) fn sync_dir(dir: &Path) -> Result<(), StoreError> {
     file.sync_all().map_err(|cause| StoreError::io("cannot flush", dir, cause))
 }
 
-pub(super) fn open(dir: &Path, map_bytes: u64, is_durable: bool) -> Result<(Env, [Db; Table::ALL.len()]), StoreError> {
+pub(super) fn open(dir: &Path, map_bytes: u64) -> Result<(Env, [Db; Table::ALL.len()]), StoreError> {
     let classify = |error| classify(error, map_bytes);
-    let env = open_env(dir, map_bytes, is_durable).map_err(classify)?;
+    let env = open_env(dir, map_bytes).map_err(classify)?;
     env.clear_stale_readers().map_err(classify)?;
     let txn = env.write_txn().map_err(classify)?;
     let tables = env
@@ -137,16 +137,13 @@ pub(super) fn open(dir: &Path, map_bytes: u64, is_durable: bool) -> Result<(Env,
 }
 
 #[expect(unsafe_code, reason = "LMDB maps a file: see the safety comment")]
-fn open_env(dir: &Path, map_bytes: u64, is_durable: bool) -> Result<Env, heed::Error> {
+fn open_env(dir: &Path, map_bytes: u64) -> Result<Env, heed::Error> {
     let mut options = EnvOpenOptions::new().read_txn_without_tls();
     options.max_dbs(Table::ALL.len() as u32).max_readers(READERS_MAX).map_size(map_bytes as usize);
-    let mut flags = heed::EnvFlags::NO_READ_AHEAD;
-    if !is_durable {
-        flags |= heed::EnvFlags::NO_SYNC;
-    }
+    let flags = heed::EnvFlags::NO_READ_AHEAD;
     // SAFETY: the file is in a private directory, and `DirLock` keeps other processes of ours away, so nobody
-    // truncates or rewrites it while it is mapped. No flag here weakens a commit unless the operator asked for it
-    // (`durability = "relaxed"`); NO_READ_AHEAD only advises the kernel.
+    // truncates or rewrites it while it is mapped. No flag here weakens a commit, also not with
+    // `durability = "relaxed"`, which leaves out the log's flush only; NO_READ_AHEAD advises the kernel.
     unsafe {
         options.flags(flags);
         options.open(dir)
@@ -171,7 +168,12 @@ fn check_format(env: &Env, tables: &[Db], map_bytes: u64) -> Result<(), StoreErr
 }
 
 /// A number of the meta table; 0 without one.
-pub(super) fn read_u64(env: &Env, tables: &[Db; Table::ALL.len()], name: &[u8], map_bytes: u64) -> Result<u64, StoreError> {
+pub(super) fn read_u64(
+    env: &Env,
+    tables: &[Db; Table::ALL.len()],
+    name: &[u8],
+    map_bytes: u64,
+) -> Result<u64, StoreError> {
     let classify = |error| classify(error, map_bytes);
     let txn = env.read_txn().map_err(classify)?;
     let bytes = tables[Table::Meta as usize].get(&txn, name).map_err(classify)?;

@@ -44,10 +44,8 @@ impl Signal {
     pub(super) fn wait(&self, seen: &mut u64, most: Duration) {
         let turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
         let before = *seen;
-        let (turn, _) = self
-            .changed
-            .wait_timeout_while(turn, most, |turn| *turn == before)
-            .unwrap_or_else(PoisonError::into_inner);
+        let (turn, _) =
+            self.changed.wait_timeout_while(turn, most, |turn| *turn == before).unwrap_or_else(PoisonError::into_inner);
         *seen = *turn;
     }
 }
@@ -104,6 +102,9 @@ pub(super) fn write(inner: &Inner, layer: &Layer, generation: u64) -> Result<(),
         };
         result.map_err(|error| inner.error(error))?;
     }
-    inner.db(Table::Meta).put(&mut txn, META_GENERATION, &generation.to_be_bytes()).map_err(|error| inner.error(error))?;
+    inner
+        .db(Table::Meta)
+        .put(&mut txn, META_GENERATION, &generation.to_be_bytes())
+        .map_err(|error| inner.error(error))?;
     txn.commit().map_err(|error| inner.error(error))
 }

@@ -79,7 +79,10 @@ impl Layer {
 
     /// Every row, table by table, in key order.
     pub(super) fn iter(&self) -> impl Iterator<Item = (Table, &KeyBuf, &Slot)> {
-        Table::ALL.into_iter().zip(&self.tables).flat_map(|(table, rows)| rows.iter().map(move |(key, slot)| (table, key, slot)))
+        Table::ALL
+            .into_iter()
+            .zip(&self.tables)
+            .flat_map(|(table, rows)| rows.iter().map(move |(key, slot)| (table, key, slot)))
     }
 }
 
@@ -117,7 +120,12 @@ impl<'v> View<'v> {
     }
 
     /// The value of a row; `None` when there is no such row. `above` is a layer of the caller's own.
-    pub(super) fn get<'a>(&'a self, above: Option<&'a Layer>, table: Table, key: &[u8]) -> Result<Option<&'a [u8]>, StoreError> {
+    pub(super) fn get<'a>(
+        &'a self,
+        above: Option<&'a Layer>,
+        table: Table,
+        key: &[u8],
+    ) -> Result<Option<&'a [u8]>, StoreError> {
         for layer in above.into_iter().chain(self.layers.iter().copied()) {
             match layer.get(table, key) {
                 Some(Slot::Gone) => return Ok(None),

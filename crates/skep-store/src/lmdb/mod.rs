@@ -36,7 +36,8 @@ pub struct Options {
     pub dir: PathBuf,
     /// The most that the file may grow to. Costs address space, not disk.
     pub map_bytes: u64,
-    /// `false` (`durability = "relaxed"`): commits are written but not flushed; power loss may take the last ones.
+    /// `false` (`durability = "relaxed"`): the log is not flushed at each commit; power loss may take what is not in
+    /// LMDB yet, the last seconds.
     pub is_durable: bool,
 }
 
@@ -78,7 +79,7 @@ impl LmdbStore {
         let Options { dir, map_bytes, is_durable } = options;
         env::create_dir(dir)?;
         let lock = DirLock::acquire(dir)?;
-        let (env, tables) = env::open(dir, *map_bytes, *is_durable)?;
+        let (env, tables) = env::open(dir, *map_bytes)?;
         let flushed = env::read_u64(&env, &tables, env::META_GENERATION, *map_bytes)?;
         let generations = wal::generations(dir)?;
         let newest = generations.last().copied().unwrap_or(0).max(flushed);
@@ -249,7 +250,9 @@ impl Drop for LmdbStore {
             drop(flusher.join());
         }
         // Best effort: what does not get there is in the log, and the next opening takes it from there.
-        let closed = flush::flush(&self.inner).and_then(|()| self.inner.freeze_if_idle()).and_then(|()| flush::flush(&self.inner));
+        let closed = flush::flush(&self.inner)
+            .and_then(|()| self.inner.freeze_if_idle())
+            .and_then(|()| flush::flush(&self.inner));
         if let Err(error) = closed {
             tracing::warn!(%error, "the log stays for the next start");
         }

@@ -36,7 +36,13 @@ struct Branch {
 
 enum Walk {
     /// An index from `next` on, while keys have the prefix and are not older than `oldest`.
-    Index { table: Table, prefix: Key, next: Pos, oldest: u64, chunk: usize },
+    Index {
+        table: Table,
+        prefix: Key,
+        next: Pos,
+        oldest: u64,
+        chunk: usize,
+    },
     /// Ids to be looked up; they are found before the first answer, because their order is not known.
     Ids(Vec<EventId>),
     Done,
@@ -126,7 +132,9 @@ impl State {
     /// Puts a branch's next position on the heap. `false`: it needs another step first (a long id list).
     fn advance(&mut self, view: &View<'_>, at: usize, remaining: u64, budget: &mut usize) -> Result<bool, StoreError> {
         let branch = &mut self.branches[at];
-        if branch.ready.is_empty() && !branch.fill(view, remaining, budget)? {
+        // Ids are looked up to the last before the first is served: their order is not known.
+        let is_looking_up = matches!(branch.walk, Walk::Ids(_));
+        if (is_looking_up || branch.ready.is_empty()) && !branch.fill(view, remaining, budget)? {
             return Ok(false);
         }
         if let Some(pos) = branch.ready.pop_front() {

@@ -38,7 +38,12 @@ pub(super) fn apply(store: &Inner, ops: Vec<Op>) -> Result<Vec<Outcome>, StoreEr
 }
 
 /// What a batch changes. Nothing is changed yet.
-fn decide(store: &Inner, ops: Vec<Op>, next: u64, reserve: Option<u64>) -> Result<(Vec<Outcome>, Layer, u64), StoreError> {
+fn decide(
+    store: &Inner,
+    ops: Vec<Op>,
+    next: u64,
+    reserve: Option<u64>,
+) -> Result<(Vec<Outcome>, Layer, u64), StoreError> {
     let layers = store.layers();
     let mut writing = Writing { view: store.view(&layers)?, batch: Layer::default(), next };
     if let Some(reserve) = reserve {
@@ -77,11 +82,11 @@ impl Writing<'_> {
             Op::Own { agent, row } => {
                 self.put(Table::Owners, &agent.0, &row);
                 Ok(Outcome::Done)
-            },
+            }
             Op::Policy(document) => {
                 self.put(Table::Meta, META_POLICY, &document);
                 Ok(Outcome::Done)
-            },
+            }
             Op::Sweep { now, most } => self.sweep(now, most).map(Outcome::Swept),
         }
     }
@@ -210,7 +215,8 @@ impl Writing<'_> {
     /// NIP-09: only what its author published, by id or by address up to the request's time.
     fn delete_for(&mut self, request: EventRef<'_>) -> Result<(), StoreError> {
         let author = request.pubkey();
-        for id in request.tag_values(b'e').filter_map(|value| std::str::from_utf8(value).ok()?.parse::<EventId>().ok()) {
+        for id in request.tag_values(b'e').filter_map(|value| std::str::from_utf8(value).ok()?.parse::<EventId>().ok())
+        {
             self.put(Table::DeletedIds, &tombstone(&id, &author), &request.created_at().to_be_bytes());
             if let Some(seq) = self.seq_of(&id)? {
                 let is_theirs = self.record(seq)?.is_some_and(|found| {
@@ -226,10 +232,10 @@ impl Writing<'_> {
             let up_to = self.time_at(Table::DeletedAddresses, &address)?.max(Some(request.created_at())).unwrap_or(0);
             self.put(Table::DeletedAddresses, &address, &up_to.to_be_bytes());
             let current = self.get(Table::Addresses, &address)?;
-            if let Some(seq) = current.map(keys::seq_from).transpose()? {
-                if self.record(seq)?.is_some_and(|found| found.as_ref().created_at() <= up_to) {
-                    self.remove(seq)?;
-                }
+            if let Some(seq) = current.map(keys::seq_from).transpose()?
+                && self.record(seq)?.is_some_and(|found| found.as_ref().created_at() <= up_to)
+            {
+                self.remove(seq)?;
             }
         }
         Ok(())
@@ -245,9 +251,9 @@ impl Writing<'_> {
         let wraps = self.positions(Table::Tags, keys::tag(b'p', author.to_hex().as_bytes()), up_to)?;
         for seq in wraps {
             let found = self.record(seq)?;
-            if found.is_some_and(|found| {
-                found.as_ref().kind() == Kind::GIFT_WRAP && found.as_ref().names(b'p', &author)
-            }) {
+            if found
+                .is_some_and(|found| found.as_ref().kind() == Kind::GIFT_WRAP && found.as_ref().names(b'p', &author))
+            {
                 gone.push(seq);
             }
         }

@@ -56,11 +56,18 @@ pub fn bombs() -> Vec<(&'static str, Vec<Value>, usize)> {
             // Each filter serves its newest 250; they overlap, so it is counted below and only bounded here.
             usize::MAX,
         ),
-        ("20 filters x 250 unknown topics", (0..20).map(|n| json!({ "#t": unknown_tags(n).collect::<Vec<_>>() })).collect(), 0),
+        (
+            "20 filters x 250 unknown topics",
+            (0..20).map(|n| json!({ "#t": unknown_tags(n).collect::<Vec<_>>() })).collect(),
+            0,
+        ),
         ("20 times everything", vec![json!({}); 20], 5_000),
         (
             "every event, none matches",
-            vec![json!({ "kinds": all_kinds, "#e": ["no"], "authors": real[..1].to_vec() }), json!({ "#t": [topic(0)], "#e": ["no"] })],
+            vec![
+                json!({ "kinds": all_kinds, "#e": ["no"], "authors": real[..1].to_vec() }),
+                json!({ "#t": [topic(0)], "#e": ["no"] }),
+            ],
             0,
         ),
     ]

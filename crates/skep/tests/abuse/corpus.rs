@@ -53,16 +53,26 @@ fn neg_err(text: &str) -> Value {
 
 /// No JSON, or no message: there is nobody to answer but the connection.
 fn unreadable() -> Vec<Case> {
-    let mut cases: Vec<Case> = ["", " ", "{", "[", "nul", "\u{0}", "[\"REQ\",\"s\",{}", "[\"REQ\",\"s\u{0}\",{}]", "\u{feff}[]"]
-        .map(|sent| case(sent, notice("invalid: ")))
-        .into();
-    cases.extend(["null", "7", "\"EVENT\"", "{}", "[]", "[null]", "[7,8]", "[[\"REQ\"]]"].map(|sent| case(sent, notice("invalid: "))));
-    cases.extend(["[\"WHAT\"]", "[\"event\",{}]", "[\"\"]", "[\"REQ \",\"s\",{}]", "[\"OK\",\"x\",true,\"\"]"].map(|sent| {
-        case(sent, notice("invalid: unknown message type; known: EVENT REQ CLOSE AUTH COUNT NEG-OPEN NEG-MSG NEG-CLOSE"))
-    }));
+    let mut cases: Vec<Case> =
+        ["", " ", "{", "[", "nul", "\u{0}", "[\"REQ\",\"s\",{}", "[\"REQ\",\"s\u{0}\",{}]", "\u{feff}[]"]
+            .map(|sent| case(sent, notice("invalid: ")))
+            .into();
+    cases.extend(
+        ["null", "7", "\"EVENT\"", "{}", "[]", "[null]", "[7,8]", "[[\"REQ\"]]"]
+            .map(|sent| case(sent, notice("invalid: "))),
+    );
+    cases.extend(["[\"WHAT\"]", "[\"event\",{}]", "[\"\"]", "[\"REQ \",\"s\",{}]", "[\"OK\",\"x\",true,\"\"]"].map(
+        |sent| {
+            case(
+                sent,
+                notice("invalid: unknown message type; known: EVENT REQ CLOSE AUTH COUNT NEG-OPEN NEG-MSG NEG-CLOSE"),
+            )
+        },
+    ));
     let deep = "[".repeat(400_000);
     let bushy = format!("[{}[]]", "[],".repeat(170_000));
     let objects = "{\"a\":".repeat(80_000);
+    let wide = format!("[\"EVENT\",{{\"x\":[{}7]}}]", "{\"a\":1},".repeat(60_000));
     let nested = [
         deep.clone(),
         objects,
@@ -70,6 +80,7 @@ fn unreadable() -> Vec<Case> {
         format!("[\"EVENT\",{deep}"),
         format!("{deep}{}", "]".repeat(100_000)),
         bushy.clone(),
+        wide,
         format!("[\"EVENT\",{bushy}]"),
         format!("[\"REQ\",\"s\",{{\"x\":{deep}"),
     ];
@@ -87,11 +98,13 @@ fn wrong_types() -> Vec<Case> {
         .map(|sent| case(sent, notice("invalid: ")))
         .collect();
     cases.extend(["REQ", "COUNT"].into_iter().flat_map(|verb| {
-        ["", ",7", ",null", ",[]", ",\"{}\"", ",{},7"].map(|rest| case(format!("[\"{verb}\",\"s\"{rest}]"), closed("invalid: ")))
+        ["", ",7", ",null", ",[]", ",\"{}\"", ",{},7"]
+            .map(|rest| case(format!("[\"{verb}\",\"s\"{rest}]"), closed("invalid: ")))
     }));
-    cases.extend(["", ",7,\"61\"", ",{}", ",{},61", ",{\"kinds\":7},\"61\"", ",[],\"61\""].map(|rest| {
-        case(format!("[\"NEG-OPEN\",\"s\"{rest}]"), neg_err("invalid: "))
-    }));
+    cases.extend(
+        ["", ",7,\"61\"", ",{}", ",{},61", ",{\"kinds\":7},\"61\"", ",[],\"61\""]
+            .map(|rest| case(format!("[\"NEG-OPEN\",\"s\"{rest}]"), neg_err("invalid: "))),
+    );
     cases.extend(["", ",7", ",null"].map(|rest| case(format!("[\"NEG-MSG\",\"s\"{rest}]"), neg_err("invalid: "))));
     let filters = [
         "{\"kinds\":1}",
@@ -151,16 +164,30 @@ fn refused_by_rule() -> Vec<Case> {
     cases.push(case(filters(21, "{}"), closed("invalid: more than 20 filters in one message")));
     cases.push(case(filters(1_000, "{}"), closed("invalid: more than 20 filters in one message")));
     let kinds: Vec<u16> = (0..5_001).collect();
-    cases.push(case(json!(["REQ", "s", { "kinds": kinds }]).to_string(), closed("invalid: more than 5000 values in the filters")));
-    cases.push(case(json!(["COUNT", "s", { "kinds": kinds }]).to_string(), closed("invalid: more than 5000 values in the filters")));
-    cases.push(case(json!(["NEG-OPEN", "s", { "kinds": kinds }, "61"]).to_string(), neg_err("invalid: more than 5000 values")));
+    cases.push(case(
+        json!(["REQ", "s", { "kinds": kinds }]).to_string(),
+        closed("invalid: more than 5000 values in the filters"),
+    ));
+    cases.push(case(
+        json!(["COUNT", "s", { "kinds": kinds }]).to_string(),
+        closed("invalid: more than 5000 values in the filters"),
+    ));
+    cases.push(case(
+        json!(["NEG-OPEN", "s", { "kinds": kinds }, "61"]).to_string(),
+        neg_err("invalid: more than 5000 values"),
+    ));
     for unknown in ["kindz", "#", "#ee", "#1", "", "&t", "\\u0000"] {
-        cases.push(case(format!("[\"REQ\",\"s\",{{\"{unknown}\":[1]}}]"), closed("unsupported: unknown filter element")));
+        cases.push(case(
+            format!("[\"REQ\",\"s\",{{\"{unknown}\":[1]}}]"),
+            closed("unsupported: unknown filter element"),
+        ));
     }
     cases.push(case(r#"["REQ","s",{"search":"bees"}]"#, closed("unsupported: search is off on this relay")));
     cases.push(case(r#"["REQ","s",{"kinds":[1059]}]"#, closed("auth-required: ")));
     let hostile = "6100000".to_owned() + "2bfffffffffff7f";
-    for noise in ["0", "zz", "6", "61000002", "610000", &hostile, "61ffffffffffffffffffff7f", "6100000201", "61000005", ""] {
+    for noise in
+        ["0", "zz", "6", "61000002", "610000", &hostile, "61ffffffffffffffffffff7f", "6100000201", "61000005", ""]
+    {
         cases.push(case(format!("[\"NEG-OPEN\",\"s\",{{\"kinds\":[1]}},\"{noise}\"]"), neg_err("invalid: ")));
     }
     cases.push(case(r#"["NEG-MSG","s","61"]"#, neg_err("invalid: closed: no such reconciliation")));
@@ -187,10 +214,14 @@ fn refused_events() -> Vec<Case> {
     ];
     let good = sample(draft("good"));
     let changed = good.raw().to_json().replace("good", "evil");
-    cases.push(case(format!("[\"EVENT\",{changed}]"), refused(&good.id.to_hex(), "invalid: the id is not the SHA-256")));
+    cases
+        .push(case(format!("[\"EVENT\",{changed}]"), refused(&good.id.to_hex(), "invalid: the id is not the SHA-256")));
     let mut forged = good.raw().clone();
     forged.sig.0[7] ^= 1;
-    cases.push(case(format!("[\"EVENT\",{}]", forged.to_json()), refused(&good.id.to_hex(), "invalid: the signature does not verify")));
+    cases.push(case(
+        format!("[\"EVENT\",{}]", forged.to_json()),
+        refused(&good.id.to_hex(), "invalid: the signature does not verify"),
+    ));
     cases
 }
 
@@ -208,7 +239,8 @@ fn accepted() -> Vec<Case> {
         "{},\"more\"",
     ];
     // `"more"` is not a filter, and filters go to the end of the message.
-    let mut cases: Vec<Case> = requests[..7].iter().map(|filter| case(format!("[\"REQ\",\"s\",{filter}]"), eose())).collect();
+    let mut cases: Vec<Case> =
+        requests[..7].iter().map(|filter| case(format!("[\"REQ\",\"s\",{filter}]"), eose())).collect();
     cases.push(case(format!("[\"REQ\",\"s\",{}]", requests[7]), closed("invalid: ")));
     let twenty = format!(" [ \"REQ\" , \"s\" {} ] ", ",{}".repeat(20));
     cases.push(case(twenty, eose()));

@@ -62,7 +62,8 @@ async fn a_message_beyond_the_limit_is_cut_however_it_comes() {
     let mut relay = Relay::start(UNHURRIED);
     let part = vec![b'['; 200 * 1024];
     let fragments = [(TEXT, false), (CONTINUATION, false), (CONTINUATION, true)];
-    let fragments: Vec<u8> = fragments.iter().flat_map(|(opcode, is_final)| frame(*opcode, *is_final, true, &part)).collect();
+    let fragments: Vec<u8> =
+        fragments.iter().flat_map(|(opcode, is_final)| frame(*opcode, *is_final, true, &part)).collect();
     let ways = [
         // A megabyte of nested arrays.
         frame(TEXT, true, true, &vec![b'['; 1024 * 1024]),

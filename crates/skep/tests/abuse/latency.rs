@@ -85,7 +85,8 @@ fn filter_bombs(relay: &Arc<Relay>) -> Vec<JoinHandle<()>> {
 /// Four clients that send noise until they are cut, and come again.
 fn malformed_flood(relay: &Arc<Relay>) -> Vec<JoinHandle<()>> {
     // Made once: what this process spends on the flood, the relay cannot have.
-    let noise = Arc::new(frame(TEXT, true, true, &vec![b'['; 100_000]).repeat(21));
+    let bushy = format!("[\"EVENT\",{{\"x\":[{}7]}}]", "{\"a\":1},".repeat(60_000));
+    let noise = Arc::new(frame(TEXT, true, true, bushy.as_bytes()).repeat(21));
     repeat(4, || {
         let (relay, noise) = (Arc::clone(relay), Arc::clone(&noise));
         async move {
@@ -128,7 +129,10 @@ async fn a_well_behaved_client_is_answered_rightly_during_every_abuse() {
     let _turn = alone().await;
     let relay = Arc::new(loaded().await);
     let mut client = Client::connect(&relay).await;
-    let mut lines = vec![format!("{:<20} {:>10} {:>10} {:>10} {:>10} {:>7}", "µs", "p50 before", "during", "p99 before", "during", "p50 x")];
+    let mut lines = vec![format!(
+        "{:<20} {:>10} {:>10} {:>10} {:>10} {:>7}",
+        "µs", "p50 before", "during", "p99 before", "during", "p50 x"
+    )];
     for abuse in ["slowloris", "filter bombs", "malformed flood", "never-reading"] {
         sample(&mut client, WARM_UP).await;
         let before = sample(&mut client, SAMPLES).await;

@@ -36,7 +36,12 @@ async fn drip(relay: Arc<Relay>, bytes: Vec<u8>, pause: Duration) -> (String, Du
 }
 
 /// Starts `count` drips of a kind.
-fn start(relay: &Arc<Relay>, count: usize, bytes: &str, pause_ms: u64) -> Vec<tokio::task::JoinHandle<(String, Duration)>> {
+fn start(
+    relay: &Arc<Relay>,
+    count: usize,
+    bytes: &str,
+    pause_ms: u64,
+) -> Vec<tokio::task::JoinHandle<(String, Duration)>> {
     let one = || tokio::spawn(drip(Arc::clone(relay), bytes.as_bytes().to_vec(), Duration::from_millis(pause_ms)));
     (0..count).map(|_| one()).collect()
 }

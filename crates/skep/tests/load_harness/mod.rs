@@ -188,7 +188,9 @@ impl Client {
         loop {
             match self.socket.next().await {
                 Some(Ok(Message::Text(text))) => return Ok(text),
-                Some(Ok(Message::Close(Some(frame)))) => return Err(format!("{} {}", u16::from(frame.code), frame.reason)),
+                Some(Ok(Message::Close(Some(frame)))) => {
+                    return Err(format!("{} {}", u16::from(frame.code), frame.reason));
+                }
                 Some(Ok(Message::Close(None))) | None => return Err("gone".into()),
                 Some(Ok(_)) => {}
                 Some(Err(error)) => return Err(error.to_string()),
