@@ -1,7 +1,7 @@
 //! One connection: what each message leads to. Owns the challenge, the proved keys, the names of subscriptions,
 //! the connection's own rates and its strikes. The shell owns the socket and executes the effects, in order.
 
-use ahash::AHashSet;
+use ahash::{AHashMap, AHashSet};
 use skep_proto::attestation::Attestation;
 use skep_proto::wire::{self, ClientMsg, DecodeError, SubId, Target};
 use skep_proto::{Filter, Kind, Prefix, PubKey, RawEvent, Refusal, Timestamp, limits};
@@ -92,7 +92,8 @@ impl Cut {
 pub struct Session {
     challenge: String,
     from: Deliverer,
-    subs: AHashSet<SubId>,
+    /// Open subscriptions, and the values that their filters list.
+    subs: AHashMap<SubId, usize>,
     negs: AHashSet<SubId>,
     events: Bucket,
     requests: Bucket,
@@ -107,7 +108,7 @@ impl Session {
         Self {
             challenge,
             from: Deliverer::default(),
-            subs: AHashSet::new(),
+            subs: AHashMap::new(),
             negs: AHashSet::new(),
             events: full(world.limits.events_per_second),
             requests: full(world.limits.requests_per_second),
@@ -136,20 +137,18 @@ impl Session {
         match message {
             Ok(ClientMsg::Event(event)) => self.handle_event(world, now, event, out),
             Ok(ClientMsg::Auth(event)) => self.handle_auth(world, now, *event, out),
-            Ok(ClientMsg::Req { sub, filters }) => {
-                match self.check_request(world, now, &filters, self.subs_after(&sub)) {
-                    Ok(()) => {
-                        self.subs.insert(sub.clone());
-                        out.push(Effect::Subscribe { sub, filters });
-                    }
-                    Err(refusal) => {
-                        out.push(Effect::Send(wire::closed(&sub, &refusal)));
-                        self.subs.remove(&sub);
-                        out.push(Effect::Unsubscribe(sub));
-                    }
+            Ok(ClientMsg::Req { sub, filters }) => match self.check_subscription(world, now, &sub, &filters) {
+                Ok(()) => {
+                    self.subs.insert(sub.clone(), values(&filters));
+                    out.push(Effect::Subscribe { sub, filters });
                 }
-            }
-            Ok(ClientMsg::Count { sub, filters }) => match self.check_request(world, now, &filters, 0) {
+                Err(refusal) => {
+                    out.push(Effect::Send(wire::closed(&sub, &refusal)));
+                    self.subs.remove(&sub);
+                    out.push(Effect::Unsubscribe(sub));
+                }
+            },
+            Ok(ClientMsg::Count { sub, filters }) => match self.check_request(world, now, &filters) {
                 Ok(()) => out.push(Effect::Count { sub, filters }),
                 Err(refusal) => out.push(Effect::Send(wire::closed(&sub, &refusal))),
             },
@@ -245,19 +244,28 @@ impl Session {
         Ok(row.map(|row| (event.pubkey, row)))
     }
 
-    fn subs_after(&self, sub: &SubId) -> usize {
-        self.subs.len() + usize::from(!self.subs.contains(sub))
-    }
-
-    fn check_request(&mut self, world: &World, now: Now, filters: &[Filter], open: usize) -> Result<(), Refusal> {
+    fn check_subscription(&mut self, world: &World, now: Now, sub: &SubId, filters: &[Filter]) -> Result<(), Refusal> {
         let limits = &world.limits;
-        if !self.requests.take(Rate::per_second(limits.requests_per_second), now.mono_ms) {
-            return Err(Prefix::RateLimited.because("too many requests on this connection; slow down"));
-        }
-        if open > limits.subscriptions {
+        let others = self.subs.iter().filter(|(open, _)| *open != sub);
+        let (count, listed) = others.fold((1, values(filters)), |(count, sum), (_, values)| (count + 1, sum + values));
+        if count > limits.subscriptions {
             return Err(
                 Prefix::Blocked.because(format!("more than {} subscriptions on one connection", limits.subscriptions))
             );
+        }
+        if listed > limits.subscription_values {
+            let most = limits.subscription_values;
+            return Err(
+                Prefix::Blocked.because(format!("more than {most} values in the subscriptions of one connection"))
+            );
+        }
+        self.check_request(world, now, filters)
+    }
+
+    fn check_request(&mut self, world: &World, now: Now, filters: &[Filter]) -> Result<(), Refusal> {
+        let limits = &world.limits;
+        if !self.requests.take(Rate::per_second(limits.requests_per_second), now.mono_ms) {
+            return Err(Prefix::RateLimited.because("too many requests on this connection; slow down"));
         }
         check_filters(world, filters)?;
         check_reader(world, &self.from.readers, filters)
@@ -274,7 +282,7 @@ impl Session {
     ) {
         let open = self.negs.len() + usize::from(!self.negs.contains(&sub));
         let checked = self
-            .check_request(world, now, std::slice::from_ref(&*filter), 0)
+            .check_request(world, now, std::slice::from_ref(&*filter))
             .and_then(|()| if open > limits::NEG_SESSIONS_MAX { Err(too_many_negs()) } else { decode_hex(hex) });
         match checked {
             Ok(message) => {
@@ -315,13 +323,17 @@ impl Session {
     }
 }
 
+fn values(filters: &[Filter]) -> usize {
+    filters.iter().map(Filter::values).sum()
+}
+
 /// The rules about filters that hold on every path: WebSocket and HTTP.
 pub fn check_filters(world: &World, filters: &[Filter]) -> Result<(), Refusal> {
     let limits = &world.limits;
     if filters.len() > limits.filters {
         return Err(Prefix::Invalid.because(format!("more than {} filters in one message", limits.filters)));
     }
-    if filters.iter().map(Filter::values).sum::<usize>() > limits.filter_values {
+    if values(filters) > limits.filter_values {
         return Err(
             Prefix::Invalid.because(format!("more than {} values in the filters of one message", limits.filter_values))
         );

@@ -52,8 +52,19 @@ pub const BATCH_EVENTS_MAX: usize = 1_024;
 /// Submissions waiting for the writer, all connections together. Each is at most one batch of a connection.
 pub const WRITER_QUEUE_MAX: usize = 4_096;
 
-/// Events of one connection between its socket and the store; then it is read no further.
-pub const IN_FLIGHT_EVENTS_MAX: usize = 1_024;
+/// Bytes of events of one connection between its socket and the store; then it is read no further. An event counts
+/// as [`IN_FLIGHT_EVENT_BYTES_MIN`] at least, so this is 1,024 small events or 16 of the largest.
+pub const IN_FLIGHT_BYTES_MAX: usize = 4 * 1024 * KIB;
+pub const IN_FLIGHT_EVENT_BYTES_MIN: usize = 4 * KIB;
+
+/// Bytes that one slice of a query, or of catching up, may make before they are sent.
+pub const SLICE_BYTES_MAX: usize = 64 * KIB;
+
+/// Bytes of recent ephemeral events served to one request.
+pub const RECENT_BYTES_MAX: usize = 256 * KIB;
+
+/// Bytes of one answer over HTTP; whoever wants more pages with `until`.
+pub const HTTP_ANSWER_BYTES_MAX: usize = 8 * 1024 * KIB;
 
 /// Events that one connection hands to the verify pool at a time.
 pub const VERIFY_BATCH_MAX: usize = 32;
@@ -77,7 +88,9 @@ pub const STRIKES_PER_MINUTE_MAX: u32 = 20;
 /// Seconds for a client to send its HTTP request head.
 pub const HEAD_SECS_MAX: u64 = 10;
 
-const _: () = assert!(VERIFY_BATCH_MAX <= IN_FLIGHT_EVENTS_MAX && VERIFY_BATCH_MAX <= BATCH_EVENTS_MAX);
+const _: () = assert!(
+    VERIFY_BATCH_MAX * IN_FLIGHT_EVENT_BYTES_MIN <= IN_FLIGHT_BYTES_MAX && VERIFY_BATCH_MAX <= BATCH_EVENTS_MAX
+);
 const _: () = assert!(NEG_FRAME_BYTES * 2 + 256 < OUTBOX_BYTES_MAX);
 
 macro_rules! limits {
@@ -120,6 +133,8 @@ limits! {
     filter_values: usize = 5_000, "values";
     /// Subscriptions open on one connection.
     subscriptions: usize = 200, "subscriptions";
+    /// Values in all filters of all subscriptions of one connection: each is a row of the live index.
+    subscription_values: usize = 100_000, "values";
     /// Stored events served for one filter, whatever its `limit`.
     results: u64 = 5_000, "events";
     /// Connections open at once.

@@ -5,6 +5,7 @@ use std::fmt;
 
 use serde::de::{SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer};
+use serde_json::value::RawValue;
 
 use crate::{EventId, Filter, Prefix, RawEvent, Refusal, limits};
 
@@ -78,14 +79,22 @@ pub fn decode(text: &str) -> Result<ClientMsg, DecodeError> {
 
 /// The slow path of a bad message: find out whom to answer.
 fn explain(text: &str, error: &str) -> DecodeError {
-    let parts: Vec<serde_json::Value> = serde_json::from_str(text).unwrap_or_default();
-    let first = parts.first().and_then(|v| v.as_str()).unwrap_or("");
-    let sub = parts.get(1).and_then(|v| v.as_str()).and_then(SubId::new);
-    let target = match (first, sub) {
-        ("EVENT" | "AUTH", _) => match parts.get(1).and_then(|event| event.get("id")).and_then(|id| id.as_str()) {
-            Some(id) => Target::Event(id.chars().take(64).collect()),
-            None => Target::Nothing,
-        },
+    #[derive(Deserialize)]
+    struct Identified<'e> {
+        #[serde(borrow)]
+        id: Cow<'e, str>,
+    }
+    // Raw, so that a large message costs no tree of values.
+    let parts: Vec<&RawValue> = serde_json::from_str(text).unwrap_or_default();
+    let string = |i: usize| parts.get(i).and_then(|raw| serde_json::from_str::<Cow<'_, str>>(raw.get()).ok());
+    let sub = string(1).and_then(|text| SubId::new(&text));
+    let target = match (string(0).as_deref().unwrap_or(""), sub) {
+        ("EVENT" | "AUTH", _) => {
+            match parts.get(1).and_then(|raw| serde_json::from_str::<Identified<'_>>(raw.get()).ok()) {
+                Some(event) => Target::Event(event.id.chars().take(64).collect()),
+                None => Target::Nothing,
+            }
+        }
         ("REQ" | "COUNT", Some(sub)) => Target::Sub(sub),
         ("NEG-OPEN" | "NEG-MSG", Some(sub)) => Target::Neg(sub),
         _ => Target::Nothing,

@@ -6,7 +6,7 @@ use std::sync::atomic::Ordering;
 use skep_core::door::{Accepted, Origin};
 use skep_core::management::Change;
 use skep_core::{Readers, World, may_read};
-use skep_proto::{EventId, EventRef, Filter, PubKey, RawEvent, Record, Refusal, Seq, Timestamp, limits};
+use skep_proto::{EventId, EventRef, Filter, Prefix, PubKey, RawEvent, Record, Refusal, Seq, Timestamp, limits};
 use skep_store::{BlobStore, Progress, Scan, Visit};
 
 use crate::http::{Backend, Identity};
@@ -50,14 +50,33 @@ impl Backend for Shared {
         let filters: Arc<[Filter]> = filters.into();
         let up_to = self.tail.newest();
         let mut found = self.recent(&filters, up_to, &readers);
-        run(self, Scan::new(filters, up_to, most), &readers, |event| found.push(event.to_record())).await?;
+        let mut bytes: usize = found.iter().map(|record| record.as_bytes().len()).sum();
+        let scan = Scan::new(filters, up_to, most);
+        run(self, scan, &readers, |event| {
+            bytes += event.as_bytes().len();
+            let fits = bytes <= limits::HTTP_ANSWER_BYTES_MAX;
+            if fits {
+                found.push(event.to_record());
+            }
+            fits
+        })
+        .await?;
+        if bytes > limits::HTTP_ANSWER_BYTES_MAX {
+            let most = limits::HTTP_ANSWER_BYTES_MAX >> 20;
+            return Err(Prefix::Blocked
+                .because(format!("the answer is larger than {most} MiB; ask for less and page with until")));
+        }
         Ok(found)
     }
 
     async fn count(&self, readers: Readers, filters: Vec<Filter>) -> Result<u64, Refusal> {
         let mut count = 0;
         let scan = Scan::unlimited(filters.into(), self.tail.newest());
-        run(self, scan, &readers, |_| count += 1).await?;
+        run(self, scan, &readers, |_| {
+            count += 1;
+            true
+        })
+        .await?;
         Ok(count)
     }
 
@@ -94,13 +113,14 @@ impl Backend for Shared {
     }
 }
 
-/// Runs a scan to its end in slices, letting others run in between.
+/// Runs a scan in slices, letting others run in between: to its end, or until `found` says that it is enough.
 async fn run(
     shared: &Shared,
     mut scan: Scan,
     readers: &Readers,
-    mut found: impl FnMut(EventRef<'_>) + Send,
+    mut found: impl FnMut(EventRef<'_>) -> bool + Send,
 ) -> Result<(), Refusal> {
+    let mut is_enough = false;
     loop {
         let progress = {
             let (world, now) = (shared.world(), unix_now());
@@ -108,12 +128,12 @@ async fn run(
                 if !may_read(&world, readers, event, now) {
                     return Visit::Hide;
                 }
-                found(event);
-                Visit::Serve
+                is_enough |= !found(event);
+                if is_enough { Visit::ServeLast } else { Visit::Serve }
             };
             shared.store.scan(&mut scan, limits::SLICE_RECORDS_MAX, &mut visit)
         };
-        if progress.map_err(|error| shared.refuse_for(&error))? == Progress::Done {
+        if progress.map_err(|error| shared.refuse_for(&error))? == Progress::Done || is_enough {
             return Ok(());
         }
         tokio::task::yield_now().await;

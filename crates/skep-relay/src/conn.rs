@@ -22,6 +22,7 @@ use skep_proto::{Filter, Prefix, PubKey, RawEvent, Seq, limits};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::{Instant, Sleep, sleep_until, timeout};
 use tokio_tungstenite::WebSocketStream;
+use tokio_tungstenite::tungstenite::error::ProtocolError;
 use tokio_tungstenite::tungstenite::protocol::CloseFrame;
 use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
 use tokio_tungstenite::tungstenite::{Error as WsError, Message, Utf8Bytes};
@@ -31,7 +32,7 @@ use crate::neg::Negotiation;
 use crate::outbox::Outbox;
 use crate::scans::{Ended, Scans};
 use crate::shared::{Shared, random, unix_now};
-use crate::verify::{Job, Verdict};
+use crate::verify::{Job, Verdict, event_bytes};
 
 /// Messages read in a row before what they led to is sent.
 const READ_IN_A_ROW_MAX: usize = 64;
@@ -58,6 +59,8 @@ struct Conn {
     negs: AHashMap<SubId, Negotiation>,
     /// Events read and not yet given to the pool.
     events: Vec<RawEvent>,
+    /// What they add to `in_flight`.
+    events_bytes: usize,
     /// Messages to be sent now.
     out: Vec<Utf8Bytes>,
     effects: Vec<Effect>,
@@ -104,6 +107,7 @@ where
         scans: Scans::default(),
         negs: AHashMap::new(),
         events: Vec::new(),
+        events_bytes: 0,
         effects: Vec::new(),
         misses: 0,
         heard: Instant::now(),
@@ -111,10 +115,14 @@ where
     let end = conn.serve(&mut socket).await;
     shared.live().subs.close(id);
     shared.metrics.connections.dec();
-    if let End::Cut(cut) = end {
-        shared.metrics.count_cut(cut);
-        tracing::debug!(conn = id, reason = cut.as_str(), "cut");
-        say_goodbye(&mut socket, cut).await;
+    match end {
+        // Answers the client's close frame, if there was one.
+        End::Gone => drop(timeout(Duration::from_secs(1), socket.close(None)).await),
+        End::Cut(cut) => {
+            shared.metrics.count_cut(cut);
+            tracing::debug!(conn = id, reason = cut.as_str(), "cut");
+            say_goodbye(&mut socket, cut).await;
+        }
     }
 }
 
@@ -147,7 +155,7 @@ impl Conn {
             }
             let is_busy = !self.scans.is_empty() || !outbox.is_empty() || outbox.behind().is_some();
             let may_read =
-                self.in_flight.load(Ordering::Acquire) < limits::IN_FLIGHT_EVENTS_MAX && self.scans.len() < SCANS_MAX;
+                self.in_flight.load(Ordering::Acquire) < limits::IN_FLIGHT_BYTES_MAX && self.scans.len() < SCANS_MAX;
             let ended = tokio::select! {
                 biased;
                 () = stop.cancelled() => Some(End::Cut(Cut::Shutdown)),
@@ -171,21 +179,14 @@ impl Conn {
         if self.out.is_empty() {
             return Ok(());
         }
+        // For each message, so that a reader that is slow but reads is not cut.
         let stall = Duration::from_secs(limits::OUTBOX_STALL_SECS);
-        let out = &mut self.out;
-        let sent = timeout(stall, async {
-            for text in out.drain(..) {
-                let is_ping = text == PING;
-                let message = if is_ping { Message::Ping(Bytes::new()) } else { Message::Text(text) };
-                socket.feed(message).await?;
-            }
-            socket.flush().await
-        });
-        match sent.await {
-            Ok(Ok(())) => Ok(()),
-            Ok(Err(_)) => Err(End::Gone),
-            Err(_) => Err(End::Cut(Cut::SlowReader)),
+        for text in self.out.drain(..) {
+            let is_ping = text == PING;
+            let message = if is_ping { Message::Ping(Bytes::new()) } else { Message::Text(text) };
+            sent(timeout(stall, socket.feed(message)).await)?;
         }
+        sent(timeout(stall, socket.flush()).await)
     }
 
     /// The first message and those that have already arrived after it.
@@ -196,7 +197,8 @@ impl Conn {
     ) -> Option<End> {
         let mut ended = self.handle_message(first).await;
         for _ in 1..READ_IN_A_ROW_MAX {
-            if ended.is_some() || self.scans.len() >= SCANS_MAX {
+            let is_full = self.in_flight.load(Ordering::Acquire) >= limits::IN_FLIGHT_BYTES_MAX;
+            if ended.is_some() || is_full || self.scans.len() >= SCANS_MAX {
                 break;
             }
             // What is taken off the socket here is handled here: nothing may be read and left.
@@ -239,6 +241,8 @@ impl Conn {
         match error {
             WsError::Capacity(_) => End::Cut(Cut::FrameTooLarge),
             WsError::Utf8(_) => End::Cut(Cut::Utf8),
+            // A line that breaks is no breach of the protocol.
+            WsError::Protocol(ProtocolError::ResetWithoutClosingHandshake) => End::Gone,
             WsError::Protocol(_) => End::Cut(Cut::Protocol),
             _ => End::Gone,
         }
@@ -248,6 +252,9 @@ impl Conn {
         match effect {
             Effect::Send(text) => self.out.push(text.into()),
             Effect::Submit(event) => {
+                let bytes = event_bytes(&event).max(limits::IN_FLIGHT_EVENT_BYTES_MIN);
+                self.in_flight.fetch_add(bytes, Ordering::AcqRel);
+                self.events_bytes += bytes;
                 self.events.push(*event);
                 if self.events.len() >= limits::VERIFY_BATCH_MAX {
                     self.submit_events().await;
@@ -339,8 +346,7 @@ impl Conn {
             return;
         }
         let events = std::mem::take(&mut self.events);
-        let count = events.len();
-        self.in_flight.fetch_add(count, Ordering::AcqRel);
+        let bytes = std::mem::take(&mut self.events_bytes);
         let (outbox, in_flight) = (Arc::clone(&self.outbox), Arc::clone(&self.in_flight));
         let job = Job {
             from: Arc::clone(&self.from),
@@ -348,7 +354,7 @@ impl Conn {
             ip: Some(self.ip),
             events,
             done: Box::new(move |verdicts| {
-                in_flight.fetch_sub(count, Ordering::AcqRel);
+                in_flight.fetch_sub(bytes, Ordering::AcqRel);
                 verdicts.iter().for_each(|verdict| outbox.answer(ok_text(verdict)));
             }),
         };
@@ -379,7 +385,11 @@ impl Conn {
         let changes = fanout::read(&self.shared, seen);
         let now = unix_now();
         let world = self.shared.world();
+        let mut bytes = 0;
         for change in &changes {
+            if bytes >= limits::SLICE_BYTES_MAX {
+                break;
+            }
             let event = change.record.as_ref();
             seen = change.seq;
             if !may_read(&world, &self.from.readers, event, now) {
@@ -389,7 +399,12 @@ impl Conn {
                 .subs
                 .values()
                 .filter(|sub| change.seq > sub.after && sub.filters.iter().any(|filter| filter.matches(event)));
-            self.out.extend(wanted.map(|sub| Utf8Bytes::from(wire::event(&sub.quoted, event.json()))));
+            let is_first = change.seq == first;
+            for sub in wanted.filter(|sub| !(is_first && self.outbox.had_room_for(first, &sub.quoted))) {
+                let text = wire::event(&sub.quoted, event.json());
+                bytes += text.len();
+                self.out.push(text.into());
+            }
         }
         drop(world);
         let live = self.shared.live();
@@ -429,6 +444,14 @@ impl Conn {
         }
         timer.reset(self.next_tick());
         None
+    }
+}
+
+fn sent(outcome: Result<Result<(), WsError>, tokio::time::error::Elapsed>) -> Result<(), End> {
+    match outcome {
+        Ok(Ok(())) => Ok(()),
+        Ok(Err(_)) => Err(End::Gone),
+        Err(_) => Err(End::Cut(Cut::SlowReader)),
     }
 }
 

@@ -65,7 +65,7 @@ fn deliver_all(shared: &Shared, changes: &[Change]) {
                     text
                 }
             };
-            match outbox.deliver(*seq, text) {
+            match outbox.deliver(*seq, &sub.quoted, text) {
                 Delivery::Queued => queued += 1,
                 Delivery::Behind { is_new } => behind += u64::from(is_new),
             }

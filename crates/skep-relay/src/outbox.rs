@@ -5,7 +5,7 @@
 //! from the store. So a slow reader costs a fixed amount of memory and loses nothing while it is connected.
 
 use std::collections::VecDeque;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use skep_proto::{Seq, limits};
 use tokio::sync::Notify;
@@ -27,6 +27,9 @@ struct Queue {
     behind: Option<Seq>,
     /// Catching up has sent everything to here; fan-out may still come by with some of it.
     seen: Seq,
+    /// The newest live event, and the subscriptions that it was queued for: one of several may not have had room.
+    newest: Seq,
+    queued_for: Vec<Arc<str>>,
 }
 
 /// What became of a live event.
@@ -55,7 +58,7 @@ impl Outbox {
     }
 
     /// Queues a live event, unless the connection is behind or falls behind with it.
-    pub(crate) fn deliver(&self, seq: Seq, text: Utf8Bytes) -> Delivery {
+    pub(crate) fn deliver(&self, seq: Seq, sub: &Arc<str>, text: Utf8Bytes) -> Delivery {
         let mut queue = self.queue();
         if seq <= queue.seen {
             return Delivery::Queued;
@@ -67,6 +70,11 @@ impl Outbox {
             queue.behind = Some(seq);
             return Delivery::Behind { is_new: true };
         }
+        if queue.newest != seq {
+            queue.newest = seq;
+            queue.queued_for.clear();
+        }
+        queue.queued_for.push(Arc::clone(sub));
         queue.bytes += text.len();
         queue.messages.push_back(text);
         let is_first = queue.messages.len() == 1;
@@ -102,6 +110,12 @@ impl Outbox {
     pub(crate) fn behind(&self) -> Option<Seq> {
         let queue = self.queue();
         queue.behind.filter(|_| queue.messages.is_empty())
+    }
+
+    /// Whether a live event was queued for a subscription before the connection fell behind with it.
+    pub(crate) fn had_room_for(&self, seq: Seq, sub: &str) -> bool {
+        let queue = self.queue();
+        queue.newest == seq && queue.queued_for.iter().any(|queued| **queued == *sub)
     }
 
     /// Everything to `seen` was sent. `is_level`: fan-out is not past it, so live delivery goes on.

@@ -93,12 +93,20 @@ impl Running {
         let now = unix_now();
         let world = shared.world();
         let Self { scan, purpose, .. } = self;
+        let mut bytes = 0;
         let mut visit = |_: Seq, event: EventRef<'_>| {
             if !may_read(&world, readers, event, now) {
                 return Visit::Hide;
             }
             match purpose {
-                Purpose::Request { quoted } => out.push(wire::event(quoted, event.json()).into()),
+                Purpose::Request { quoted } => {
+                    let text = wire::event(quoted, event.json());
+                    bytes += text.len();
+                    out.push(text.into());
+                    if bytes >= limits::SLICE_BYTES_MAX {
+                        return Visit::ServeLast;
+                    }
+                }
                 Purpose::Count { count, hll } => {
                     *count += 1;
                     if let Some(hll) = hll {

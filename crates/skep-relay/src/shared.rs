@@ -272,10 +272,16 @@ impl Shared {
         }
         let now = unix_now();
         let world = self.world();
-        self.tail.recent_ephemeral(up_to, now, |event| {
+        let mut bytes = 0;
+        let mut found = self.tail.recent_ephemeral(up_to, now, |event| {
             filters.iter().any(|filter| asks(filter) && filter.matches(event))
                 && skep_core::may_read(&world, readers, event, now)
-        })
+        });
+        found.retain(|record| {
+            bytes += record.as_bytes().len();
+            bytes <= limits::RECENT_BYTES_MAX
+        });
+        found
     }
 }
 

@@ -65,7 +65,7 @@ pub trait EventStore: Send + Sync + 'static {
         loop {
             let progress = self.scan(&mut scan, 256, &mut |_, event| {
                 let visit = visit(event);
-                if visit == Visit::Serve {
+                if visit != Visit::Hide {
                     found.push(event.to_record());
                 }
                 visit

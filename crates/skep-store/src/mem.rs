@@ -54,7 +54,7 @@ impl EventStore for MemStore {
             let open: Vec<usize> = (0..scan.filters.len())
                 .filter(|i| scan.remaining[*i] > 0 && matches(&scan.filters[*i], record.as_ref()))
                 .collect();
-            if !open.is_empty() && visit(*seq, record.as_ref()) == Visit::Serve {
+            if !open.is_empty() && visit(*seq, record.as_ref()) != Visit::Hide {
                 open.iter().for_each(|i| scan.remaining[*i] -= 1);
             }
         }

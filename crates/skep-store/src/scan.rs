@@ -11,6 +11,8 @@ use skep_proto::{Filter, Seq};
 pub enum Visit {
     /// It was served; it counts to the `limit` of each filter that it matches.
     Serve,
+    /// Served too, and enough for this step: the caller has to send what it has.
+    ServeLast,
     /// The reader may not see it; as if it were not there.
     Hide,
 }

@@ -204,7 +204,10 @@ fn lmdb_and_the_oracle_give_the_same_answers() {
             }
             let sweep = |store: &dyn EventStore| store.apply(vec![Op::Sweep { now: 104, most: 1_000 }]).unwrap();
             prop_assert_eq!(sweep(&lmdb), sweep(&mem));
-            prop_assert_eq!(ids(&query(&lmdb, std::slice::from_ref(&NOTHING))), ids(&query(&mem, std::slice::from_ref(&NOTHING))));
+            prop_assert_eq!(
+                ids(&query(&lmdb, std::slice::from_ref(&NOTHING))),
+                ids(&query(&mem, std::slice::from_ref(&NOTHING)))
+            );
             drop(lmdb);
             std::fs::remove_dir_all(&dir).unwrap();
             Ok(())

@@ -120,7 +120,10 @@ fn item_end(code: &str, from: usize) -> usize {
     code.len()
 }
 
-/// The whole numbers of a line of code, with where they begin.
+/// Types that a number may end in.
+const SUFFIXES: [&str; 6] = ["u16", "u32", "u64", "i32", "i64", "usize"];
+
+/// The decimal whole numbers of a line of code, with where they begin.
 pub fn numbers(line: &str) -> Vec<(usize, u64)> {
     let bytes = line.as_bytes();
     let is_word = |b: u8| b.is_ascii_alphanumeric() || b == b'_';
@@ -133,9 +136,7 @@ pub fn numbers(line: &str) -> Vec<(usize, u64)> {
         }
         let end = at + bytes[at..].iter().take_while(|b| is_word(**b)).count();
         let word = line[at..end].replace('_', "");
-        let digits = word.trim_end_matches(|c: char| c.is_ascii_alphabetic());
-        let digits =
-            ["u16", "u32", "u64", "i32", "i64", "usize"].iter().find_map(|t| word.strip_suffix(t)).unwrap_or(digits);
+        let digits = SUFFIXES.iter().find_map(|suffix| word.strip_suffix(suffix)).unwrap_or(&word);
         if bytes[at].is_ascii_digit()
             && let Ok(number) = digits.parse()
         {

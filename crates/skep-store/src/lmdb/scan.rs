@@ -76,6 +76,7 @@ fn step(
         if *budget == 0 {
             return Ok(Progress::More);
         }
+        *budget -= 1;
         let remaining = scan.remaining[state.branches[state.started].filter];
         if state.advance(view, state.started, remaining, budget)? {
             state.started += 1;
@@ -85,7 +86,6 @@ fn step(
         if *budget == 0 {
             return Ok(Progress::More);
         }
-        *budget -= 1;
         let record = if pos.seq > scan.up_to.0 { None } else { view.event(Seq(pos.seq))? };
         serve_one(view, scan, state, pos, record, budget, visit)?;
     }
@@ -109,13 +109,17 @@ fn serve_one(
             break;
         }
         state.heap.pop();
+        *budget = budget.saturating_sub(1);
         // Branches of one filter stand together, and equal positions leave the heap by branch number.
         let filter = state.branches[branch].filter;
         if filter != last_filter && scan.remaining[filter] > 0 {
             last_filter = filter;
             if let Some(event) = record.filter(|event| scan.filters[filter].matches(*event)) {
                 let verdict = *verdict.get_or_insert_with(|| visit(Seq(pos.seq), event));
-                if verdict == Visit::Serve {
+                if verdict == Visit::ServeLast {
+                    *budget = 0;
+                }
+                if verdict != Visit::Hide {
                     scan.remaining[filter] = scan.remaining[filter].saturating_sub(1);
                 }
             }
