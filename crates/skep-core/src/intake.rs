@@ -168,7 +168,7 @@ fn judge_author(world: &World, origin: Origin, from: &Deliverer, event: &Verifie
     if event.tags.named("-").next().is_some() && !is_there {
         return Err(needs_auth(from, "a protected event is taken from its author only"));
     }
-    if matches!(event.kind.0, 6 | 16) && embeds_protected(&event.content) {
+    if event.kind.is_repost() && embeds_protected(&event.content) {
         return Err(Prefix::Blocked.because("a repost must not embed a protected event"));
     }
     // A request to vanish is a right (NIP-62), a wrap's author is a throw-away key (NIP-59), joining comes before
@@ -268,7 +268,7 @@ pub fn host_of(url: &str) -> Option<String> {
 
 /// A profile with a valid, unconditional attestation tells who owns the agent (NIP-OA).
 fn learn_from_profile(world: &World, event: &VerifiedEvent, now: Timestamp) -> Option<(PubKey, Ownership)> {
-    if event.kind != Kind(0) {
+    if event.kind != Kind::PROFILE {
         return None;
     }
     let attestation = Attestation::from_tags(&event.tags, &event.pubkey)?.ok()?;

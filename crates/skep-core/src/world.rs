@@ -191,10 +191,10 @@ impl World {
     /// The rules of the channels that an event names: `h` on any kind (NIP-29), `e` on 41 to 44 and its own id
     /// on 40 (NIP-28).
     pub fn channels_of(&self, event: EventRef<'_>) -> impl Iterator<Item = &Channel> {
-        let kind = event.kind().0;
-        let own = (kind == Kind::CHANNEL_CREATION.0).then(|| event.id().to_hex());
+        let kind = event.kind();
+        let own = (kind == Kind::CHANNEL_CREATION).then(|| event.id().to_hex());
         let named =
-            event.tags().filter(move |(letter, _)| *letter == b'h' || (*letter == b'e' && (41..=44).contains(&kind)));
+            event.tags().filter(move |(letter, _)| *letter == b'h' || (*letter == b'e' && kind.is_channel_message()));
         let named = named.filter_map(|(_, value)| std::str::from_utf8(value).ok());
         named.filter_map(|id| self.channel(id)).chain(own.and_then(|id| self.channel(&id)))
     }

@@ -8,6 +8,7 @@ use secp256k1::Keypair;
 use skep_core::World;
 use skep_core::intake::host_of;
 use skep_core::world::{Policy, Registry};
+pub use skep_core::{Readers, world::Channel};
 use skep_proto::PubKey;
 use skep_relay::http::Identity;
 use skep_relay::{Config, Relay, StartError};

@@ -236,6 +236,7 @@ pub fn rule(kind: Kind) -> Row {
 }
 
 impl Kind {
+    pub const PROFILE: Self = Self(0);
     pub const DELETION: Self = Self(5);
     pub const CHANNEL_CREATION: Self = Self(40);
     pub const VANISH: Self = Self(62);
@@ -254,6 +255,16 @@ impl Kind {
 
     pub fn class(self) -> Class {
         class_by_range(self.0)
+    }
+
+    /// A repost, whose content may hold the reposted event (NIP-18).
+    pub fn is_repost(self) -> bool {
+        matches!(self.0, 6 | 16)
+    }
+
+    /// A message of a NIP-28 channel, which names it by an `e` tag.
+    pub fn is_channel_message(self) -> bool {
+        (41..=44).contains(&self.0)
     }
 
     pub fn is_ephemeral(self) -> bool {

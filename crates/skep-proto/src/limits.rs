@@ -53,8 +53,8 @@ pub const BATCH_EVENTS_MAX: usize = 1_024;
 pub const WRITER_QUEUE_MAX: usize = 4_096;
 
 /// Bytes of events of one connection between its socket and the store; then it is read no further. An event counts
-/// as [`IN_FLIGHT_EVENT_BYTES_MIN`] at least, so this is 1,024 small events or 16 of the largest.
-pub const IN_FLIGHT_BYTES_MAX: usize = 4 * 1024 * KIB;
+/// as [`IN_FLIGHT_EVENT_BYTES_MIN`] at least, so this is 512 small events or 8 of the largest.
+pub const IN_FLIGHT_BYTES_MAX: usize = 2 * 1024 * KIB;
 pub const IN_FLIGHT_EVENT_BYTES_MIN: usize = 4 * KIB;
 
 /// Bytes that one slice of a query, or of catching up, may make before they are sent.

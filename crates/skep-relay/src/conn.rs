@@ -117,7 +117,7 @@ where
     shared.metrics.connections.dec();
     match end {
         // Answers the client's close frame, if there was one.
-        End::Gone => drop(timeout(Duration::from_secs(1), socket.close(None)).await),
+        End::Gone => drop(timeout(Duration::from_secs(1), socket.flush()).await),
         End::Cut(cut) => {
             shared.metrics.count_cut(cut);
             tracing::debug!(conn = id, reason = cut.as_str(), "cut");

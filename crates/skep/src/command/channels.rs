@@ -2,9 +2,9 @@
 
 use serde::{Deserialize, Serialize};
 use serde_json::json;
-use skep_core::world::Channel;
 use skep_node::client::management;
 use skep_node::home::Home;
+use skep_node::relay::Channel;
 
 use super::{block_on, load_key, relay};
 use crate::cli::{ChannelsArgs, SettingsArgs};

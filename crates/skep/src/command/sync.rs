@@ -1,10 +1,10 @@
 //! `skep relay sync`: our relay and another, made equal.
 
 use serde_json::json;
-use skep_core::Readers;
 use skep_node::client::{Client, parse_relay_url};
 use skep_node::home::Home;
 use skep_node::keys::Keys;
+use skep_node::relay::Readers;
 use skep_node::sync::{self, Direction, Local, Synced};
 use skep_node::transfer::{Missing, Offline, Progress, Tally};
 use skep_proto::Filter;

@@ -133,17 +133,12 @@ fn wrong_types() -> Vec<Case> {
 fn huge_numbers() -> Vec<Case> {
     let digits = "9".repeat(100_000);
     let numbers = ["1e999", "18446744073709551616", "-1", "1e18", "0.5", &digits];
+    // Also a number that JSON itself cannot hold is answered where it came from.
     let mut cases: Vec<Case> = numbers
         .iter()
         .flat_map(|number| ["since", "until", "limit"].map(|field| format!("[\"REQ\",\"s\",{{\"{field}\":{number}}}]")))
         .map(|sent| case(sent, closed("invalid: ")))
         .collect();
-    // A number that JSON itself cannot hold leaves nobody to answer.
-    for case in &mut cases {
-        if case.sent.contains("1e999") || case.sent.contains(&digits) {
-            case.answer = notice("invalid: ");
-        }
-    }
     let event = sample(Draft::new(Kind(1), now(), "x")).raw().to_json();
     let id = &event[7..71];
     for number in ["18446744073709551616", "-1", "1.5", "\"1\""] {
