@@ -179,8 +179,7 @@ async fn sweep(shared: Arc<Shared>) {
                 _ => break,
             }
         }
-        let stats = shared.writer.stats();
-        if stats.is_failing.load(Ordering::Relaxed) {
+        if shared.writer.stats().is_failing.load(Ordering::Relaxed) {
             // Writes the policy as it is: when the disk takes that, it takes events again, and readiness says so.
             let _turn = shared.policy_turn.lock().await;
             let policy = shared.world().policy.clone();
@@ -188,8 +187,5 @@ async fn sweep(shared: Arc<Shared>) {
                 tracing::info!("the store takes writes again");
             }
         }
-        shared.metrics.commits.set(stats.commits.load(Ordering::Relaxed) as i64);
-        shared.metrics.commit_micros.set(stats.commit_us.load(Ordering::Relaxed) as i64);
-        shared.metrics.ring_dropped.set(shared.tail.dropped() as i64);
     }
 }
