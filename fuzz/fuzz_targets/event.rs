@@ -18,7 +18,7 @@ fuzz_target!(|data: &[u8]| {
     if let Some(record) = EventRef::from_bytes(data) {
         let tags = record.tags().count();
         assert!(tags <= data.len());
-        let _ = (record.id(), record.kind(), record.identifier().len(), record.json().len());
+        let _ = (record.id(), record.kind(), record.identifier().len(), record.to_json().len());
         let _ = filter::content_of(record);
     }
 });

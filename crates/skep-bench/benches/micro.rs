@@ -36,7 +36,7 @@ fn computed_id(bencher: Bencher<'_, '_>, content_bytes: usize) {
 
 #[divan::bench(args = [300, 10_000])]
 fn decode_event(bencher: Bencher<'_, '_>, content_bytes: usize) {
-    let text = format!(r#"["EVENT",{}]"#, event(content_bytes).record().as_ref().json());
+    let text = format!(r#"["EVENT",{}]"#, event(content_bytes).record().as_ref().to_json());
     bencher.bench(|| wire::decode(black_box(&text)));
 }
 

@@ -162,7 +162,7 @@ impl Signed {
     pub fn new(event: &VerifiedEvent) -> Self {
         let mut id = [0; 64];
         id.copy_from_slice(event.id.to_hex().as_bytes());
-        Self { id, frame: format!(r#"["EVENT",{}]"#, event.record().as_ref().json()).into() }
+        Self { id, frame: format!(r#"["EVENT",{}]"#, event.record().as_ref().to_json()).into() }
     }
 }
 

@@ -46,10 +46,13 @@ impl FromIterator<PubKey> for Readers {
 ///
 /// What it refuses must not be told apart from what is absent, so a caller treats `false` exactly like "not stored".
 pub fn may_read(world: &World, readers: &Readers, event: EventRef<'_>, now: Timestamp) -> bool {
-    if event.is_expired(now) || is_banned(world, event) {
+    if event.is_expired(now) {
         return false;
     }
-    if world.is_closed && !readers.any(|key| world.has_standing(key)) {
+    if may_read_all(world, readers, event.kind()) {
+        return true;
+    }
+    if is_banned(world, event) || is_outside(world, readers) {
         return false;
     }
     let is_author = || {
@@ -69,6 +72,21 @@ pub fn may_read(world: &World, readers: &Readers, event: EventRef<'_>, now: Time
         ReadRule::AppData => !event.identifier().starts_with(b"read-state:") || is_author(),
         ReadRule::Nobody => false,
     }
+}
+
+/// Whether this reader may see every unexpired event of a kind, whatever else it says: [`may_read`] by kind alone.
+pub fn may_read_all(world: &World, readers: &Readers, kind: Kind) -> bool {
+    let is_open = match kind::rule(kind).read {
+        ReadRule::All => true,
+        ReadRule::Channel => !world.has_channel_rules(),
+        _ => false,
+    };
+    is_open && !world.has_bans() && !is_outside(world, readers)
+}
+
+/// Whether the relay is closed to this reader.
+fn is_outside(world: &World, readers: &Readers) -> bool {
+    world.is_closed && !readers.any(|key| world.has_standing(key))
 }
 
 fn is_banned(world: &World, event: EventRef<'_>) -> bool {

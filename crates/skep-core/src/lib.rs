@@ -15,5 +15,5 @@ pub mod session;
 pub mod subs;
 pub mod world;
 
-pub use access::{Readers, may_read};
+pub use access::{Readers, may_read, may_read_all};
 pub use world::World;

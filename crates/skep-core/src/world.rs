@@ -150,6 +150,10 @@ impl World {
         !self.policy.banned_events.is_empty() && self.policy.banned_events.contains_key(&id.to_hex())
     }
 
+    pub fn has_bans(&self) -> bool {
+        !(self.policy.banned_keys.is_empty() && self.policy.banned_events.is_empty())
+    }
+
     pub fn is_member(&self, key: &PubKey) -> bool {
         self.members.contains(key) || self.policy.allowed_keys.contains_key(&key.to_hex())
     }

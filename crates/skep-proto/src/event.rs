@@ -172,7 +172,8 @@ impl Draft {
         let sig = Sig(sign_bytes(&id.0, keys, aux));
         let Self { created_at, kind, tags, content } = self;
         let raw = RawEvent { id, pubkey, created_at, kind, tags, content, sig };
-        let record = Record::build(&raw, &parts.tags, &parts.content).unwrap_or_else(|| Record::build_bare(&raw));
+        let record = Record::build(&raw, &parts.tags, &parts.content)
+            .unwrap_or_else(|| Record::build_bare(&raw, &parts.tags, &parts.content));
         VerifiedEvent { raw, record }
     }
 }

@@ -117,11 +117,7 @@ fn matches_search(search: &str, event: EventRef<'_>) -> bool {
 
 /// The content of a stored event.
 pub fn content_of(event: EventRef<'_>) -> Option<String> {
-    #[derive(Deserialize)]
-    struct Content {
-        content: String,
-    }
-    serde_json::from_slice::<Content>(event.json_bytes()).ok().map(|event| event.content)
+    serde_json::from_slice(event.content_json()).ok()
 }
 
 impl Serialize for Filter {

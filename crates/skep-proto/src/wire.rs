@@ -7,7 +7,7 @@ use serde::de::{SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer};
 use serde_json::value::RawValue;
 
-use crate::{EventId, Filter, Prefix, RawEvent, Refusal, limits};
+use crate::{EventId, EventRef, Filter, Prefix, RawEvent, Refusal, limits};
 
 /// A message from a client.
 #[derive(Debug, Clone, PartialEq)]
@@ -194,12 +194,12 @@ pub fn ok_plain(id: &EventId) -> String {
 }
 
 /// `["EVENT", sub, event]` around an event that is JSON already.
-pub fn event(quoted_sub: &str, event_json: &str) -> String {
-    let mut out = String::with_capacity(12 + quoted_sub.len() + event_json.len());
+pub fn event(quoted_sub: &str, event: EventRef<'_>) -> String {
+    let mut out = String::with_capacity(12 + quoted_sub.len() + event.json_len_max());
     out.push_str(r#"["EVENT","#);
     out.push_str(quoted_sub);
     out.push(',');
-    out.push_str(event_json);
+    event.write_json(&mut out);
     out.push(']');
     out
 }
@@ -279,7 +279,10 @@ mod tests {
         let refusal = Prefix::AuthRequired.because("sign in");
         assert_eq!(ok("ab", Err(&refusal)), r#"["OK","ab",false,"auth-required: sign in"]"#);
         assert_eq!(ok_plain(&EventId([0xab; 32])), format!(r#"["OK","{}",true,""]"#, "ab".repeat(32)));
-        assert_eq!(event(&quote("s"), "{}"), r#"["EVENT","s",{}]"#);
+        let keys = secp256k1::Keypair::from_seckey_slice(secp256k1::SECP256K1, &[7; 32]).expect("a valid secret");
+        let stored = crate::Draft::new(crate::Kind(1), 5, "x").sign(&keys, &[0; 32]);
+        let wanted = format!(r#"["EVENT","s",{}]"#, stored.raw().to_json());
+        assert_eq!(event(&quote("s"), stored.record().as_ref()), wanted);
         assert_eq!(eose(&quote(sub.as_str())), r#"["EOSE","a\"b"]"#);
         assert_eq!(closed(&sub, &refusal), r#"["CLOSED","a\"b","auth-required: sign in"]"#);
         assert_eq!(notice("x"), r#"["NOTICE","x"]"#);

@@ -310,7 +310,7 @@ impl Conn {
             self.shared.metrics.subscriptions.inc();
         }
         for record in self.shared.recent(&filters, after, &self.from.readers) {
-            self.out.push(wire::event(&quoted, record.as_ref().json()).into());
+            self.out.push(wire::event(&quoted, record.as_ref()).into());
         }
         let most = self.shared.world().limits.results;
         self.scans.request(sub, quoted, filters, after, most);
@@ -401,7 +401,7 @@ impl Conn {
                 .filter(|sub| change.seq > sub.after && sub.filters.iter().any(|filter| filter.matches(event)));
             let is_first = change.seq == first;
             for sub in wanted.filter(|sub| !(is_first && self.outbox.had_room_for(first, &sub.quoted))) {
-                let text = wire::event(&sub.quoted, event.json());
+                let text = wire::event(&sub.quoted, event);
                 bytes += text.len();
                 self.out.push(text.into());
             }

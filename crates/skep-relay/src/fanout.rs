@@ -60,7 +60,7 @@ fn deliver_all(shared: &Shared, changes: &[Change]) {
             let text = match texts.get(&sub.quoted) {
                 Some(text) => text.clone(),
                 None => {
-                    let text = Utf8Bytes::from(wire::event(&sub.quoted, event.json()));
+                    let text = Utf8Bytes::from(wire::event(&sub.quoted, event));
                     texts.insert(Arc::clone(&sub.quoted), text.clone());
                     text
                 }

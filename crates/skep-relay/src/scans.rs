@@ -4,10 +4,10 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 
 use skep_core::hll::Hll;
-use skep_core::{Readers, may_read};
+use skep_core::{Readers, World, may_read, may_read_all};
 use skep_proto::wire::{self, SubId};
-use skep_proto::{EventRef, Filter, Refusal, Seq, limits};
-use skep_store::{Progress, Scan, StoreError, Visit};
+use skep_proto::{EventRef, Filter, Kind, Refusal, Seq, Timestamp, limits};
+use skep_store::{Progress, Scan, StoreError, Visit, Visitor};
 use tokio_tungstenite::tungstenite::Utf8Bytes;
 
 use crate::neg::{Collecting, Negotiation, too_large};
@@ -90,37 +90,11 @@ impl Scans {
 
 impl Running {
     fn slice(&mut self, shared: &Shared, readers: &Readers, out: &mut Vec<Utf8Bytes>) -> Result<Progress, StoreError> {
-        let now = unix_now();
         let world = shared.world();
         let Self { scan, purpose, .. } = self;
-        let mut bytes = 0;
-        let mut visit = |_: Seq, event: EventRef<'_>| {
-            if !may_read(&world, readers, event, now) {
-                return Visit::Hide;
-            }
-            match purpose {
-                Purpose::Request { quoted } => {
-                    let text = wire::event(quoted, event.json());
-                    bytes += text.len();
-                    out.push(text.into());
-                    if bytes >= limits::SLICE_BYTES_MAX {
-                        return Visit::ServeLast;
-                    }
-                }
-                Purpose::Count { count, hll } => {
-                    *count += 1;
-                    if let Some(hll) = hll {
-                        hll.add(&event.pubkey());
-                    }
-                }
-                Purpose::Reconcile { set, is_too_large, .. } => {
-                    *is_too_large |= !set.add(event.created_at(), event.id());
-                }
-            }
-            Visit::Serve
-        };
-        let progress = shared.store.scan(scan, limits::SLICE_RECORDS_MAX, &mut visit)?;
-        let is_hopeless = matches!(purpose, Purpose::Reconcile { is_too_large: true, .. });
+        let mut reading = Reading { world: &world, readers, now: unix_now(), purpose, out, bytes: 0 };
+        let progress = shared.store.scan(scan, limits::SLICE_RECORDS_MAX, &mut reading)?;
+        let is_hopeless = matches!(self.purpose, Purpose::Reconcile { is_too_large: true, .. });
         Ok(if is_hopeless { Progress::Done } else { progress })
     }
 
@@ -168,6 +142,55 @@ impl Running {
                 out.push(wire::neg_err(&self.sub, refusal).into());
                 Some(Ended::NegotiationFailed(self.sub))
             }
+        }
+    }
+}
+
+/// One slice, as the store sees it.
+struct Reading<'a> {
+    world: &'a World,
+    readers: &'a Readers,
+    now: Timestamp,
+    purpose: &'a mut Purpose,
+    out: &'a mut Vec<Utf8Bytes>,
+    bytes: usize,
+}
+
+impl Visitor for Reading<'_> {
+    fn event(&mut self, _: Seq, event: EventRef<'_>) -> Visit {
+        if !may_read(self.world, self.readers, event, self.now) {
+            return Visit::Hide;
+        }
+        match self.purpose {
+            Purpose::Request { quoted } => {
+                let text = wire::event(quoted, event);
+                self.bytes += text.len();
+                self.out.push(text.into());
+                if self.bytes >= limits::SLICE_BYTES_MAX {
+                    return Visit::ServeLast;
+                }
+            }
+            Purpose::Count { count, hll } => {
+                *count += 1;
+                if let Some(hll) = hll {
+                    hll.add(&event.pubkey());
+                }
+            }
+            Purpose::Reconcile { set, is_too_large, .. } => {
+                *is_too_large |= !set.add(event.created_at(), event.id());
+            }
+        }
+        Visit::Serve
+    }
+
+    /// A count needs no record where its kind decides alone.
+    fn row(&mut self, kind: Kind) -> bool {
+        match self.purpose {
+            Purpose::Count { count, hll: None } if may_read_all(self.world, self.readers, kind) => {
+                *count += 1;
+                true
+            }
+            _ => false,
         }
     }
 }

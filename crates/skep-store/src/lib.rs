@@ -20,7 +20,7 @@ pub use error::StoreError;
 pub use lmdb::{LmdbStore, Options};
 pub use mem::MemStore;
 pub use op::{Change, Guard, LeaseRows, Op, Outcome};
-pub use scan::{Progress, Scan, Visit};
+pub use scan::{Progress, Scan, Visit, Visitor};
 pub use tail::Tail;
 pub use writer::{Submission, Writer};
 
@@ -35,13 +35,8 @@ pub trait EventStore: Send + Sync + 'static {
     fn apply(&self, ops: Vec<Op>) -> Result<Vec<Outcome>, StoreError>;
 
     /// Runs a scan on, looking at about `budget` records. Events come in serve order, each once, and only those
-    /// that match a filter and have no larger [`Seq`] than the scan's; `visit` says whether one counts to `limit`.
-    fn scan(
-        &self,
-        scan: &mut Scan,
-        budget: usize,
-        visit: &mut dyn FnMut(Seq, EventRef<'_>) -> Visit,
-    ) -> Result<Progress, StoreError>;
+    /// that match a filter and have no larger [`Seq`] than the scan's; the visitor says whether one counts to `limit`.
+    fn scan(&self, scan: &mut Scan, budget: usize, visitor: &mut dyn Visitor) -> Result<Progress, StoreError>;
 
     fn get(&self, id: &EventId) -> Result<Option<(Seq, Record)>, StoreError>;
 
@@ -63,7 +58,7 @@ pub trait EventStore: Send + Sync + 'static {
     fn collect(&self, mut scan: Scan, visit: &mut dyn FnMut(EventRef<'_>) -> Visit) -> Result<Vec<Record>, StoreError> {
         let mut found = Vec::new();
         loop {
-            let progress = self.scan(&mut scan, 256, &mut |_, event| {
+            let progress = self.scan(&mut scan, 256, &mut |_: Seq, event: EventRef<'_>| {
                 let visit = visit(event);
                 if visit != Visit::Hide {
                     found.push(event.to_record());

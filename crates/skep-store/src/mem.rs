@@ -8,7 +8,7 @@ use skep_proto::kind::Class;
 use skep_proto::lease::{Lease, Resource};
 use skep_proto::{EventId, EventRef, Kind, PubKey, Record, Seq, order};
 
-use crate::{Change, EventStore, LeaseRows, Op, Outcome, Progress, Scan, StoreError, Visit};
+use crate::{Change, EventStore, LeaseRows, Op, Outcome, Progress, Scan, StoreError, Visit, Visitor};
 
 /// Events in a list; every question is a walk through all of it.
 #[derive(Default)]
@@ -39,12 +39,7 @@ impl EventStore for MemStore {
         Ok(outcomes)
     }
 
-    fn scan(
-        &self,
-        scan: &mut Scan,
-        _: usize,
-        visit: &mut dyn FnMut(Seq, EventRef<'_>) -> Visit,
-    ) -> Result<Progress, StoreError> {
+    fn scan(&self, scan: &mut Scan, _: usize, visitor: &mut dyn Visitor) -> Result<Progress, StoreError> {
         let mut all = self.inner().events.clone();
         all.sort_by(|a, b| {
             let (a, b) = (a.1.as_ref(), b.1.as_ref());
@@ -54,7 +49,7 @@ impl EventStore for MemStore {
             let open: Vec<usize> = (0..scan.filters.len())
                 .filter(|i| scan.remaining[*i] > 0 && matches(&scan.filters[*i], record.as_ref()))
                 .collect();
-            if !open.is_empty() && visit(*seq, record.as_ref()) != Visit::Hide {
+            if !open.is_empty() && visitor.event(*seq, record.as_ref()) != Visit::Hide {
                 open.iter().for_each(|i| scan.remaining[*i] -= 1);
             }
         }
@@ -88,7 +83,7 @@ impl EventStore for MemStore {
 
 /// Filter matching written a second time, from NIP-01's text, over the JSON.
 fn matches(filter: &skep_proto::Filter, event: EventRef<'_>) -> bool {
-    let Ok(json) = serde_json::from_str::<serde_json::Value>(event.json()) else { return false };
+    let Ok(json) = serde_json::from_str::<serde_json::Value>(&event.to_json()) else { return false };
     let text = |key: &str| json[key].as_str().unwrap_or_default().to_owned();
     let at = json["created_at"].as_u64().unwrap_or(0);
     let has_tag = |letter: u8, wanted: &[String]| {

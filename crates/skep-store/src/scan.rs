@@ -4,7 +4,7 @@
 use std::any::Any;
 use std::sync::Arc;
 
-use skep_proto::{Filter, Seq};
+use skep_proto::{EventRef, Filter, Kind, Seq};
 
 /// What the visitor makes of an event.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -15,6 +15,25 @@ pub enum Visit {
     ServeLast,
     /// The reader may not see it; as if it were not there.
     Hide,
+}
+
+/// Who looks at what a scan finds.
+pub trait Visitor {
+    /// An event that matches.
+    fn event(&mut self, seq: Seq, event: EventRef<'_>) -> Visit;
+
+    /// One more event that matches, of this kind and without an expiration, known by its index row alone.
+    /// `true` takes it as served; `false` asks for the event. A store need not offer rows.
+    fn row(&mut self, kind: Kind) -> bool {
+        let _ = kind;
+        false
+    }
+}
+
+impl<F: FnMut(Seq, EventRef<'_>) -> Visit> Visitor for F {
+    fn event(&mut self, seq: Seq, event: EventRef<'_>) -> Visit {
+        self(seq, event)
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -64,7 +64,7 @@ async fn serve(stream: TcpStream, state: Arc<State>) {
             },
             Ok(record) = live.recv() => match &sub {
                 Some((name, filters)) if filters.iter().any(|filter| filter.matches(record.as_ref())) => {
-                    vec![wire::event(name, record.as_ref().json())]
+                    vec![wire::event(name, record.as_ref())]
                 }
                 _ => continue,
             },
@@ -93,7 +93,7 @@ impl State {
             ClientMsg::Req { sub: name, filters } => {
                 let name = wire::quote(name.as_str());
                 let mut answers: Vec<String> =
-                    self.query(&filters).iter().map(|record| wire::event(&name, record.as_ref().json())).collect();
+                    self.query(&filters).iter().map(|record| wire::event(&name, record.as_ref())).collect();
                 answers.push(wire::eose(&name));
                 *sub = Some((name, filters));
                 answers

@@ -61,7 +61,7 @@ pub fn export_store<'a>(
 ) -> Result<Written, TransferError> {
     let filters = if filters.is_empty() { vec![Filter::new()] } else { filters };
     let mut lines = Lines { out, observer, written: Written::default() };
-    store.each(filters, unix_now(), |event| lines.line(event.json_bytes()))?;
+    store.each(filters, unix_now(), |event| lines.line(event.to_json().as_bytes()))?;
     lines.end()
 }
 
@@ -90,7 +90,7 @@ pub async fn export_relay<'a>(
         if let Some(event) = all[i].take()
             && last != Some(id)
         {
-            lines.line(event.record().as_ref().json_bytes())?;
+            lines.line(event.record().as_ref().to_json().as_bytes())?;
             last = Some(id);
         }
     }

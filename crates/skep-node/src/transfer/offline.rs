@@ -202,7 +202,7 @@ impl Offline {
         let mut scan = Scan::new(filters, Seq(self.store.next_seq().0.saturating_sub(1)), u64::MAX);
         let mut failed = None;
         loop {
-            let progress = self.store.scan(&mut scan, SLICE_RECORDS, &mut |_, event| {
+            let progress = self.store.scan(&mut scan, SLICE_RECORDS, &mut |_: Seq, event: EventRef<'_>| {
                 if failed.is_some() || event.is_expired(now) {
                     return Visit::Hide;
                 }
@@ -226,7 +226,7 @@ impl Offline {
     /// One event.
     pub fn get(&self, id: &EventId) -> Result<Option<RawEvent>, TransferError> {
         let found = self.store.get(id)?;
-        Ok(found.and_then(|(_, record)| serde_json::from_str(record.as_ref().json()).ok()))
+        Ok(found.and_then(|(_, record)| serde_json::from_str(&record.as_ref().to_json()).ok()))
     }
 }
 

@@ -307,7 +307,7 @@ fn lines(records: Vec<Record>) -> Body {
         while chunk.len() < ANSWER_CHUNK_BYTES
             && let Some(record) = rest.next()
         {
-            chunk.extend_from_slice(record.as_ref().json_bytes());
+            chunk.extend_from_slice(record.as_ref().to_json().as_bytes());
             chunk.extend_from_slice(b"\n");
         }
         (!chunk.is_empty()).then(|| Ok::<_, Infallible>(chunk.freeze()))

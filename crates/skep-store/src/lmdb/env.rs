@@ -12,7 +12,7 @@ pub(super) type Env = heed::Env<WithoutTls>;
 pub(super) type Db = Database<'static, Bytes, Bytes>;
 
 /// The format of the tables below. A change of one raises it.
-const FORMAT: u32 = 1;
+const FORMAT: u32 = 2;
 const META_FORMAT: &[u8] = b"format";
 pub(super) const META_SEQ: &[u8] = b"seq";
 /// The newest log that is wholly in LMDB.
@@ -22,7 +22,7 @@ pub(super) const META_POLICY: &[u8] = b"policy";
 /// Readers at once: connections scan one slice at a time on a handful of threads; 1,024 is far beyond them.
 const READERS_MAX: u32 = 1_024;
 
-/// The tables. `Pos` is `!created_at | id[..8] | seq`, 24 bytes, big-endian.
+/// The tables. `Pos` is `!created_at | id[..6] | kind | seq`, 24 bytes, big-endian.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Table {
     /// seq → record

@@ -4,7 +4,7 @@
 //! wait in memory until enough are together, then go to LMDB in one sorted transaction. So a commit costs one
 //! sequential write, and the random pages of the indexes are written once for thousands of events.
 //!
-//! Index keys end in `!created_at | first 8 bytes of id | seq`, so that a walk of any index is NIP-01's order.
+//! Index keys end in `!created_at | first 6 bytes of id | kind | seq`, so that a walk of any index is NIP-01's order.
 //!
 //! `layers` rows in memory · `wal` the log · `flush` into LMDB · `write` the rules of storing · `scan` queries ·
 //! `keys` what is indexed · `env` opening.
@@ -22,10 +22,10 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::thread::JoinHandle;
 
-use skep_proto::{EventId, EventRef, PubKey, Record, Seq};
+use skep_proto::{EventId, PubKey, Record, Seq};
 
 use crate::lock::DirLock;
-use crate::{EventStore, Op, Outcome, Progress, Scan, StoreError, Visit};
+use crate::{EventStore, Op, Outcome, Progress, Scan, StoreError, Visitor};
 use env::{Db, Env, Table};
 use layers::{Layer, Layers, View};
 use wal::Wal;
@@ -270,14 +270,9 @@ impl EventStore for LmdbStore {
         write::apply(&self.inner, ops)
     }
 
-    fn scan(
-        &self,
-        scan: &mut Scan,
-        budget: usize,
-        visit: &mut dyn FnMut(Seq, EventRef<'_>) -> Visit,
-    ) -> Result<Progress, StoreError> {
+    fn scan(&self, scan: &mut Scan, budget: usize, visitor: &mut dyn Visitor) -> Result<Progress, StoreError> {
         let layers = self.inner.layers();
-        scan::run(&self.inner.view(&layers)?, scan, budget, visit)
+        scan::run(&self.inner.view(&layers)?, scan, budget, visitor)
     }
 
     fn get(&self, id: &EventId) -> Result<Option<(Seq, Record)>, StoreError> {

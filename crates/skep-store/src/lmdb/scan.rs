@@ -6,12 +6,12 @@
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, VecDeque};
 
-use skep_proto::{EventId, EventRef, Filter, Seq, filter};
+use skep_proto::{EventId, EventRef, Filter, filter};
 
 use super::env::Table;
 use super::keys::{self, Key, Pos};
 use super::layers::View;
-use crate::{Progress, Scan, StoreError, Visit};
+use crate::{Progress, Scan, StoreError, Visit, Visitor};
 
 /// Positions read from an index at a time: few at first, for the many queries that want few.
 const CHUNK_MIN: usize = 8;
@@ -32,6 +32,8 @@ struct Branch {
     filter: usize,
     walk: Walk,
     ready: VecDeque<Pos>,
+    /// Whatever its walk finds matches its filter when the kind does: no record needs to be looked at.
+    is_exact: bool,
 }
 
 enum Walk {
@@ -52,13 +54,13 @@ pub(super) fn run(
     view: &View<'_>,
     scan: &mut Scan,
     mut budget: usize,
-    visit: &mut dyn FnMut(Seq, EventRef<'_>) -> Visit,
+    visitor: &mut dyn Visitor,
 ) -> Result<Progress, StoreError> {
     let mut state = match scan.state.take().and_then(|state| state.downcast::<State>().ok()) {
         Some(state) => state,
         None => Box::new(plan(scan)),
     };
-    let progress = step(view, scan, &mut state, &mut budget, visit)?;
+    let progress = step(view, scan, &mut state, &mut budget, visitor)?;
     if progress == Progress::More {
         scan.state = Some(state);
     }
@@ -70,7 +72,7 @@ fn step(
     scan: &mut Scan,
     state: &mut State,
     budget: &mut usize,
-    visit: &mut dyn FnMut(Seq, EventRef<'_>) -> Visit,
+    visitor: &mut dyn Visitor,
 ) -> Result<Progress, StoreError> {
     while state.started < state.branches.len() {
         if *budget == 0 {
@@ -86,8 +88,7 @@ fn step(
         if *budget == 0 {
             return Ok(Progress::More);
         }
-        let record = if pos.seq > scan.up_to.0 { None } else { view.event(Seq(pos.seq))? };
-        serve_one(view, scan, state, pos, record, budget, visit)?;
+        serve_one(view, scan, state, pos, budget, visitor)?;
     }
     Ok(Progress::Done)
 }
@@ -98,12 +99,11 @@ fn serve_one(
     scan: &mut Scan,
     state: &mut State,
     pos: Pos,
-    record: Option<EventRef<'_>>,
     budget: &mut usize,
-    visit: &mut dyn FnMut(Seq, EventRef<'_>) -> Visit,
+    visitor: &mut dyn Visitor,
 ) -> Result<(), StoreError> {
     let mut last_filter = usize::MAX;
-    let mut verdict = None;
+    let mut found = Found { view, pos, is_late: pos.seq() > scan.up_to, record: None, verdict: None };
     while let Some(&Reverse((head, branch))) = state.heap.peek() {
         if head != pos {
             break;
@@ -114,14 +114,12 @@ fn serve_one(
         let filter = state.branches[branch].filter;
         if filter != last_filter && scan.remaining[filter] > 0 {
             last_filter = filter;
-            if let Some(event) = record.filter(|event| scan.filters[filter].matches(*event)) {
-                let verdict = *verdict.get_or_insert_with(|| visit(Seq(pos.seq), event));
-                if verdict == Visit::ServeLast {
-                    *budget = 0;
-                }
-                if verdict != Visit::Hide {
-                    scan.remaining[filter] = scan.remaining[filter].saturating_sub(1);
-                }
+            let verdict = found.show(&scan.filters[filter], state.branches[branch].is_exact, visitor)?;
+            if verdict == Visit::ServeLast {
+                *budget = 0;
+            }
+            if verdict != Visit::Hide {
+                scan.remaining[filter] = scan.remaining[filter].saturating_sub(1);
             }
         }
         let remaining = scan.remaining[filter];
@@ -130,6 +128,38 @@ fn serve_one(
         }
     }
     Ok(())
+}
+
+/// One position, for all the filters that come to it. Its record is loaded when the row does not tell enough.
+struct Found<'a, 'v> {
+    view: &'a View<'v>,
+    pos: Pos,
+    /// Newer than the scan.
+    is_late: bool,
+    record: Option<EventRef<'a>>,
+    /// What the visitor said; it is asked once.
+    verdict: Option<Visit>,
+}
+
+impl Found<'_, '_> {
+    /// What the visitor makes of it, if it matches this filter.
+    fn show(&mut self, filter: &Filter, is_exact: bool, visitor: &mut dyn Visitor) -> Result<Visit, StoreError> {
+        let is_kind = filter.kinds.as_ref().is_none_or(|kinds| kinds.contains(&self.pos.kind()));
+        if self.is_late || !is_kind {
+            return Ok(Visit::Hide);
+        }
+        if is_exact && !self.pos.expires() && self.verdict.is_none() && visitor.row(self.pos.kind()) {
+            self.verdict = Some(Visit::Serve);
+        }
+        if is_exact && let Some(verdict) = self.verdict {
+            return Ok(verdict);
+        }
+        if self.record.is_none() {
+            self.record = self.view.event(self.pos.seq())?;
+        }
+        let Some(event) = self.record.filter(|event| filter.matches(*event)) else { return Ok(Visit::Hide) };
+        Ok(*self.verdict.get_or_insert_with(|| visitor.event(self.pos.seq(), event)))
+    }
 }
 
 impl State {
@@ -206,7 +236,8 @@ fn plan_filter(filter: &Filter, number: usize, branches: &mut Vec<Branch>) {
     // One branch is read in long runs; of many, most may never be needed.
     let is_single = filter.ids.is_none() && filter.values() <= 1;
     let chunk = if is_single { CHUNK_MAX } else { CHUNK_MIN };
-    let mut walk = |walk| branches.push(Branch { filter: number, walk, ready: VecDeque::new() });
+    let is_exact = filter.ids.is_none() && filter.tags.is_empty() && filter.search.is_none();
+    let mut walk = |walk| branches.push(Branch { filter: number, walk, ready: VecDeque::new(), is_exact });
     let index = |table, prefix| Walk::Index {
         table,
         prefix,

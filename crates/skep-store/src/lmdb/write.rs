@@ -265,7 +265,7 @@ impl Writing<'_> {
         let mut found = Vec::new();
         self.view.walk(Some(&self.batch), table, from.as_bytes(), |key, _| {
             let is_in = key.starts_with(prefix.as_bytes());
-            found.extend(keys::Pos::read(key).filter(|_| is_in).map(|pos| Seq(pos.seq)));
+            found.extend(keys::Pos::read(key).filter(|_| is_in).map(keys::Pos::seq));
             is_in
         })?;
         Ok(found)

@@ -270,7 +270,7 @@ pub async fn dial(to: SocketAddr, source: Ipv4Addr, buffer: Option<u32>) -> std:
 
 /// The EVENT message of an event.
 pub fn publication(event: &VerifiedEvent) -> String {
-    format!(r#"["EVENT",{}]"#, event.record().as_ref().json())
+    format!(r#"["EVENT",{}]"#, event.record().as_ref().to_json())
 }
 
 /// Key number `n`, from 1 on.
