@@ -181,7 +181,11 @@ impl Shared {
     /// What a client is told of a store's failure; the operator is told all.
     pub(crate) fn refuse_for(&self, error: &StoreError) -> Refusal {
         self.metrics.store_errors.inc();
-        tracing::error!(%error, "the store refused");
+        match error {
+            // The writer says it once, not for each event.
+            StoreError::DiskFull | StoreError::MapFull { .. } => tracing::debug!(%error, "the store refused"),
+            _ => tracing::error!(%error, "the store refused"),
+        }
         Prefix::Error.because(error.public())
     }
 

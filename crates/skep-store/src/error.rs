@@ -32,6 +32,16 @@ impl StoreError {
         }
     }
 
+    /// The same failure, for one more who has to be told.
+    pub(crate) fn again(&self) -> Self {
+        match self {
+            Self::DiskFull => Self::DiskFull,
+            Self::MapFull { map_bytes } => Self::MapFull { map_bytes: *map_bytes },
+            Self::Fatal(why) => Self::Fatal(why.clone()),
+            other => Self::Other(other.to_string()),
+        }
+    }
+
     pub fn io(what: &'static str, path: &std::path::Path, cause: std::io::Error) -> Self {
         if cause.raw_os_error() == Some(rustix::io::Errno::NOSPC.raw_os_error()) {
             return Self::DiskFull;

@@ -99,9 +99,17 @@ impl<C: Fn() -> Timestamp> Run<C> {
         self.stats.commits.fetch_add(1, Ordering::Relaxed);
         self.stats.commit_us.fetch_add(started.elapsed().as_micros() as u64, Ordering::Relaxed);
         match &result {
-            Err(_) => self.stats.is_failing.store(true, Ordering::Relaxed),
+            Err(error) => {
+                if !self.stats.is_failing.swap(true, Ordering::Relaxed) {
+                    tracing::error!(%error, "nothing is stored until a commit succeeds; reads go on");
+                }
+            }
             // A batch that needed no disk says nothing about the disk.
-            Ok(outcomes) if outcomes.iter().any(wrote) => self.stats.is_failing.store(false, Ordering::Relaxed),
+            Ok(outcomes) if outcomes.iter().any(wrote) => {
+                if self.stats.is_failing.swap(false, Ordering::Relaxed) {
+                    tracing::info!("commits succeed again");
+                }
+            }
             Ok(_) => {}
         }
         match result {

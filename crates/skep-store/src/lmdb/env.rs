@@ -167,6 +167,11 @@ fn check_format(env: &Env, tables: &[Db], map_bytes: u64) -> Result<(), StoreErr
     }
 }
 
+/// Bytes that may still be written to the file system of a directory, if it says.
+pub(super) fn room(dir: &Path) -> Option<u64> {
+    rustix::fs::statvfs(dir).ok().map(|stat| stat.f_bavail * stat.f_frsize)
+}
+
 /// A number of the meta table; 0 without one.
 pub(super) fn read_u64(
     env: &Env,

@@ -60,34 +60,42 @@ pub(super) fn start(inner: &Arc<Inner>) -> Result<JoinHandle<()>, StoreError> {
 
 fn run(inner: &Inner) {
     let mut seen = 0;
+    let mut is_failing = false;
     while !inner.signal.is_stopping.load(Ordering::Acquire) {
         inner.signal.wait(&mut seen, IDLE);
         if inner.layers().frozen.is_none() {
             // Nothing pressed for a while, or the writer asked: take what there is.
-            if let Err(error) = inner.freeze_if_idle() {
-                tracing::error!(%error, "cannot start a new log");
-            }
+            inner.freeze_if_idle();
         }
-        if let Err(error) = flush(inner) {
-            tracing::error!(%error, "cannot move the log into the store; will try again");
+        let flushed = flush(inner);
+        if let Err(error) = &flushed {
+            if !is_failing {
+                tracing::error!(%error, "cannot move the log into the store; will try again");
+            }
             std::thread::sleep(RETRY);
         }
+        is_failing = flushed.is_err();
     }
 }
 
-/// Carries the frozen layer, if there is one, into LMDB.
+/// Carries the frozen layer, if there is one, into LMDB. One flush at a time.
 pub(super) fn flush(inner: &Inner) -> Result<(), StoreError> {
+    let mut why = inner.flush.lock().unwrap_or_else(PoisonError::into_inner);
     let Some(layer) = inner.layers().frozen.clone() else { return Ok(()) };
     let generation = inner.frozen_generation.load(Ordering::Acquire);
-    write(inner, &layer, generation)?;
+    if let Err(error) = write(inner, &layer, generation) {
+        *why = Some(error.again());
+        return Err(error);
+    }
+    *why = None;
     inner.layers_mut().frozen = None;
-    wal::remove(&inner.dir, generation);
+    wal::remove_up_to(&inner.dir, generation)?;
     inner.signal.notify();
     Ok(())
 }
 
 /// One transaction with every row of a layer, and the generation that it had.
-pub(super) fn write(inner: &Inner, layer: &Layer, generation: u64) -> Result<(), StoreError> {
+fn write(inner: &Inner, layer: &Layer, generation: u64) -> Result<(), StoreError> {
     let mut txn = inner.env.write_txn().map_err(|error| inner.error(error))?;
     let newest = inner.db(Table::Events).last(&txn).map_err(|error| inner.error(error))?.map(|(key, _)| key.to_vec());
     for (table, key, slot) in layer.iter() {

@@ -28,6 +28,7 @@ use crate::lock::DirLock;
 use crate::{EventStore, Op, Outcome, Progress, Scan, StoreError, Visitor};
 use env::{Db, Env, Table};
 use layers::{Layer, Layers, View};
+use rustix::io::Errno;
 use wal::Wal;
 
 /// How a store is opened.
@@ -71,6 +72,8 @@ struct Inner {
     /// Numbers below this are promised on disk.
     reserved: AtomicU64,
     signal: flush::Signal,
+    /// Held for a flush: the flusher's, or one that somebody waits for. With why the last one failed.
+    flush: Mutex<Option<StoreError>>,
     _lock: DirLock,
 }
 
@@ -81,30 +84,38 @@ impl LmdbStore {
         let lock = DirLock::acquire(dir)?;
         let (env, tables) = env::open(dir, *map_bytes)?;
         let flushed = env::read_u64(&env, &tables, env::META_GENERATION, *map_bytes)?;
+        wal::remove_up_to(dir, flushed)?;
         let generations = wal::generations(dir)?;
-        let newest = generations.last().copied().unwrap_or(0).max(flushed);
+        let newest = generations.last().copied().unwrap_or(flushed);
+        let mut layer = Layer::default();
+        generations.into_iter().try_for_each(|generation| wal::replay(dir, generation, &mut layer))?;
+        let frozen = (!layer.is_empty()).then(|| Arc::new(layer));
+        if frozen.is_none() {
+            wal::remove_up_to(dir, newest)?;
+        }
         let inner = Inner {
             env,
             tables,
             dir: dir.clone(),
             map_bytes: *map_bytes,
             is_durable: *is_durable,
-            layers: RwLock::default(),
-            wal: Mutex::new(Wal::create(dir, newest + 1, *is_durable)?),
-            frozen_generation: AtomicU64::new(0),
+            layers: RwLock::new(Layers { active: Layer::default(), frozen }),
+            wal: Mutex::new(Wal::new(dir, newest + 1, *is_durable)),
+            frozen_generation: AtomicU64::new(newest),
             next_seq: AtomicU64::new(0),
             reserved: AtomicU64::new(0),
             signal: flush::Signal::default(),
+            flush: Mutex::default(),
             _lock: lock,
         };
-        for generation in generations {
-            if generation > flushed {
-                let layer = wal::replay(dir, generation)?;
-                flush::write(&inner, &layer, generation)?;
+        match flush::flush(&inner) {
+            // What the log has is served from memory until there is room; the flusher goes on trying.
+            Err(error @ (StoreError::DiskFull | StoreError::MapFull { .. })) => {
+                tracing::error!(%error, "cannot move the log into the store yet");
             }
-            wal::remove(dir, generation);
+            other => other?,
         }
-        let first = env::read_u64(&inner.env, &inner.tables, env::META_SEQ, *map_bytes)?.max(1);
+        let first = inner.promised()?.max(1);
         inner.next_seq.store(first, Ordering::Release);
         inner.reserved.store(first, Ordering::Release);
         let inner = Arc::new(inner);
@@ -151,6 +162,12 @@ impl Inner {
     }
 
     fn error(&self, error: heed::Error) -> StoreError {
+        // LMDB calls a write that came up short EIO: a full disk, mostly.
+        let is_short =
+            matches!(&error, heed::Error::Io(cause) if cause.raw_os_error() == Some(Errno::IO.raw_os_error()));
+        if is_short && env::room(&self.dir).is_some_and(|room| room < wal::RESERVE) {
+            return StoreError::DiskFull;
+        }
         env::classify(error, self.map_bytes)
     }
 
@@ -179,11 +196,8 @@ impl Inner {
         layers.active.absorb(batch);
         let is_full = layers.active.rows() >= flush::ROWS_TO_FREEZE || layers.active.bytes() >= flush::BYTES_TO_FREEZE;
         if is_full && layers.frozen.is_none() {
-            // A log that cannot be started (a full disk) leaves the active layer to grow for a while.
-            match self.freeze(wal, &mut layers) {
-                Ok(()) => self.signal.notify(),
-                Err(error) => tracing::warn!(%error, "cannot start a new log yet"),
-            }
+            self.freeze(wal, &mut layers);
+            self.signal.notify();
         }
         Ok(())
     }
@@ -197,45 +211,43 @@ impl Inner {
             }
             self.signal.wait(&mut seen, std::time::Duration::from_millis(100));
         }
-        Err(StoreError::DiskFull)
+        let why = self.flush.lock().unwrap_or_else(PoisonError::into_inner).take();
+        Err(why.unwrap_or_else(|| StoreError::Other("the store does not keep up with its log".into())))
     }
 
     /// The active layer with its log becomes the frozen one; a new log begins.
-    fn freeze(&self, wal: &mut Wal, layers: &mut Layers) -> Result<(), StoreError> {
-        let next = Wal::create(&self.dir, wal.generation + 1, self.is_durable)?;
+    fn freeze(&self, wal: &mut Wal, layers: &mut Layers) {
+        let next = Wal::new(&self.dir, wal.generation + 1, self.is_durable);
         self.frozen_generation.store(wal.generation, Ordering::Release);
         layers.frozen = Some(Arc::new(std::mem::take(&mut layers.active)));
         *wal = next;
-        Ok(())
     }
 
-    fn freeze_if_idle(&self) -> Result<(), StoreError> {
-        let Ok(mut wal) = self.wal.try_lock() else { return Ok(()) };
+    fn freeze_if_idle(&self) {
+        let Ok(mut wal) = self.wal.try_lock() else { return };
         let mut layers = self.layers_mut();
-        if layers.active.is_empty() || layers.frozen.is_some() {
-            return Ok(());
+        if !layers.active.is_empty() && layers.frozen.is_none() {
+            self.freeze(&mut wal, &mut layers);
         }
-        self.freeze(&mut wal, &mut layers)
     }
 
-    /// Carries everything into LMDB, now.
+    /// Carries everything into LMDB, now. Writers wait meanwhile.
     fn settle(&self) -> Result<(), StoreError> {
         let mut wal = self.wal();
-        loop {
-            let mut layers = self.layers_mut();
-            if layers.frozen.is_none() && !layers.active.is_empty() {
-                self.freeze(&mut wal, &mut layers)?;
-            }
-            let is_done = layers.frozen.is_none();
-            drop(layers);
-            if is_done {
-                return Ok(());
-            }
-            self.signal.notify();
-            let mut seen = u64::MAX;
-            self.signal.wait(&mut seen, std::time::Duration::from_millis(10));
-            std::thread::yield_now();
+        flush::flush(self)?;
+        let mut layers = self.layers_mut();
+        if !layers.active.is_empty() {
+            self.freeze(&mut wal, &mut layers);
         }
+        drop(layers);
+        flush::flush(self)
+    }
+
+    /// The first number that no event ever had.
+    fn promised(&self) -> Result<u64, StoreError> {
+        let layers = self.layers();
+        let view = self.view(&layers)?;
+        Ok(view.get(None, Table::Meta, env::META_SEQ)?.map(keys::seq_from).transpose()?.unwrap_or_default().0)
     }
 }
 
@@ -250,10 +262,7 @@ impl Drop for LmdbStore {
             drop(flusher.join());
         }
         // Best effort: what does not get there is in the log, and the next opening takes it from there.
-        let closed = flush::flush(&self.inner)
-            .and_then(|()| self.inner.freeze_if_idle())
-            .and_then(|()| flush::flush(&self.inner));
-        if let Err(error) = closed {
+        if let Err(error) = self.inner.settle() {
             tracing::warn!(%error, "the log stays for the next start");
         }
     }

@@ -19,12 +19,12 @@ use crate::StoreError;
 const HEAD: usize = 16;
 
 /// Bytes reserved ahead, so that an append changes no metadata and one flush is enough.
-const RESERVE: u64 = 8 << 20;
+pub(super) const RESERVE: u64 = 8 << 20;
 
-/// The file that batches are appended to.
+/// The file that batches are appended to. It is made by the first of them: a store opens on a full disk, to be read.
 pub(super) struct Wal {
     dir: PathBuf,
-    file: File,
+    file: Option<File>,
     pub generation: u64,
     /// Where the next frame goes. Moves only when a frame is durable, so a failed append is overwritten.
     end: u64,
@@ -48,26 +48,22 @@ pub(super) fn generations(dir: &Path) -> Result<Vec<u64>, StoreError> {
 }
 
 impl Wal {
-    /// Starts an empty log; its name is durable when this returns.
-    pub(super) fn create(dir: &Path, generation: u64, is_durable: bool) -> Result<Self, StoreError> {
-        let path = path(dir, generation);
-        let file = std::fs::OpenOptions::new()
-            .create(true)
-            .truncate(true)
-            .read(true)
-            .write(true)
-            .mode(0o600)
-            .open(&path)
-            .map_err(|cause| StoreError::io("cannot create", &path, cause))?;
-        let mut wal =
-            Self { dir: dir.to_owned(), file, generation, end: 0, reserved: 0, is_durable, buffer: Vec::new() };
-        match wal.reserve(0).and_then(|()| sync_dir(dir)) {
-            Ok(()) => Ok(wal),
-            Err(error) => {
-                remove(dir, generation);
-                Err(error)
-            }
+    pub(super) fn new(dir: &Path, generation: u64, is_durable: bool) -> Self {
+        Self { dir: dir.to_owned(), file: None, generation, end: 0, reserved: 0, is_durable, buffer: Vec::new() }
+    }
+
+    /// Makes the file; its name is durable when this returns.
+    fn create(&mut self) -> Result<(), StoreError> {
+        let path = path(&self.dir, self.generation);
+        let mut options = std::fs::OpenOptions::new();
+        options.create(true).truncate(true).read(true).write(true).mode(0o600);
+        let file = options.open(&path).map_err(|cause| StoreError::io("cannot create", &path, cause))?;
+        let made = self.reserve(&file, 0).and_then(|()| sync_dir(&self.dir));
+        if made.is_err() {
+            self.reserved = 0;
+            remove(&self.dir, self.generation);
         }
+        made.map(|()| self.file = Some(file))
     }
 
     /// Makes a layer durable. On an error nothing of it will ever be read.
@@ -90,37 +86,51 @@ impl Wal {
     }
 
     fn write(&mut self, frame: &[u8]) -> Result<(), StoreError> {
-        let path = path(&self.dir, self.generation);
-        let io = |cause| StoreError::io("cannot write", &path, cause);
-        self.reserve(frame.len() as u64)?;
-        let written = self.file.write_all_at(frame, self.end);
-        let flushed = written.and_then(|()| if self.is_durable { self.file.sync_data() } else { Ok(()) });
+        if self.file.is_none() {
+            self.create()?;
+        }
+        let Some(file) = self.file.take() else { return Err(StoreError::Corrupt("log")) };
+        let written = self.write_to(&file, frame);
+        self.file = Some(file);
+        written
+    }
+
+    fn write_to(&mut self, file: &File, frame: &[u8]) -> Result<(), StoreError> {
+        self.reserve(file, frame.len() as u64)?;
+        let written = file.write_all_at(frame, self.end);
+        let flushed = written.and_then(|()| if self.is_durable { file.sync_data() } else { Ok(()) });
         flushed.map_err(|cause| {
             // It is refused, so a later start must not find it whole. Best effort: the disk fails.
-            let _ = self.file.write_all_at(&[0; HEAD], self.end);
-            io(cause)
+            let _ = file.write_all_at(&[0; HEAD], self.end);
+            StoreError::io("cannot write", &path(&self.dir, self.generation), cause)
         })
     }
 
     /// Reserves room on disk before it is needed: a full disk shows here, before anything is written.
-    fn reserve(&mut self, more: u64) -> Result<(), StoreError> {
+    fn reserve(&mut self, file: &File, more: u64) -> Result<(), StoreError> {
         if self.end + more <= self.reserved {
             return Ok(());
         }
         let reserved = self.end + more + RESERVE;
         let path = path(&self.dir, self.generation);
         let io = |cause: std::io::Error| StoreError::io("cannot extend", &path, cause);
-        if let Err(errno) = rustix::fs::fallocate(&self.file, rustix::fs::FallocateFlags::empty(), 0, reserved) {
+        if let Err(errno) = rustix::fs::fallocate(file, rustix::fs::FallocateFlags::empty(), 0, reserved) {
             // What it got before it failed is the last room on the disk, and the flusher needs it.
-            let _ = self.file.set_len(self.reserved);
+            let _ = file.set_len(self.reserved);
             return Err(io(errno.into()));
         }
         if self.is_durable {
-            self.file.sync_all().map_err(io)?;
+            file.sync_all().map_err(io)?;
         }
         self.reserved = reserved;
         Ok(())
     }
+}
+
+/// Removes every log up to this one: their layers are in LMDB.
+pub(super) fn remove_up_to(dir: &Path, generation: u64) -> Result<(), StoreError> {
+    generations(dir)?.into_iter().filter(|found| *found <= generation).for_each(|found| remove(dir, found));
+    Ok(())
 }
 
 /// Removes a log whose layer is in LMDB. One that stays behind would only be replayed again.
@@ -131,17 +141,16 @@ pub(super) fn remove(dir: &Path, generation: u64) {
     }
 }
 
-/// Everything that a log made durable.
-pub(super) fn replay(dir: &Path, generation: u64) -> Result<Layer, StoreError> {
+/// Adds everything that a log made durable to a layer of what is older.
+pub(super) fn replay(dir: &Path, generation: u64, layer: &mut Layer) -> Result<(), StoreError> {
     let path = path(dir, generation);
     let bytes = std::fs::read(&path).map_err(|cause| StoreError::io("cannot read", &path, cause))?;
-    let mut layer = Layer::default();
     let mut rest = bytes.as_slice();
     while let Some((payload, after)) = frame(rest, generation) {
-        decode(payload, &mut layer)?;
+        decode(payload, layer)?;
         rest = after;
     }
-    Ok(layer)
+    Ok(())
 }
 
 fn frame(bytes: &[u8], generation: u64) -> Option<(&[u8], &[u8])> {
