@@ -1,6 +1,6 @@
 //! Micro benchmarks of what every event costs: check, decode, record, match.
 //!
-//! `cargo bench -p skep-bench`. Scans and fan-out are measured by benches of the crates that own them.
+//! `cargo bench -p skep-bench`. Scans: `cargo bench -p skep-store`. Fan-out: `cargo bench -p skep-core`.
 
 use divan::{Bencher, black_box};
 use secp256k1::{Keypair, SECP256K1};

@@ -142,6 +142,24 @@ impl World {
         *key == self.relay || self.admins.contains(key)
     }
 
+    /// An open relay with nobody in it.
+    pub fn new(relay: PubKey) -> Self {
+        Self {
+            relay,
+            hosts: BTreeSet::new(),
+            admins: AHashSet::new(),
+            members: AHashSet::new(),
+            is_closed: false,
+            agent_depth: 1,
+            min_pow: 0,
+            is_search_on: true,
+            channels: AHashMap::new(),
+            limits: Limits::default(),
+            policy: Policy::default(),
+            registry: Registry::default(),
+        }
+    }
+
     pub fn is_banned(&self, key: &PubKey) -> bool {
         !self.policy.banned_keys.is_empty() && self.policy.banned_keys.contains_key(&key.to_hex())
     }

@@ -7,9 +7,7 @@ use std::sync::Arc;
 use proptest::prelude::*;
 use secp256k1::{Keypair, SECP256K1};
 use skep_core::subs::Subs;
-use skep_core::world::{Policy, Registry};
 use skep_core::{Readers, World, may_read};
-use skep_proto::limits::Limits;
 use skep_proto::wire::SubId;
 use skep_proto::{Draft, EventRef, Filter, Kind, PubKey, Record, Seq};
 
@@ -21,23 +19,6 @@ fn keys(n: u8) -> Keypair {
 
 fn pubkey(n: u8) -> PubKey {
     PubKey(keys(n).x_only_public_key().0.serialize())
-}
-
-fn world() -> World {
-    World {
-        relay: pubkey(9),
-        hosts: BTreeSet::new(),
-        admins: Default::default(),
-        members: Default::default(),
-        is_closed: false,
-        agent_depth: 1,
-        min_pow: 0,
-        is_search_on: true,
-        channels: Default::default(),
-        limits: Limits::default(),
-        policy: Policy::default(),
-        registry: Registry::default(),
-    }
 }
 
 fn event() -> impl Strategy<Value = Record> {
@@ -135,7 +116,7 @@ proptest! {
     fn an_event_goes_exactly_to_the_subscriptions_that_match_and_may_read_it(
         steps in prop::collection::vec(step(), 1..80)
     ) {
-        let world = world();
+        let world = World::new(pubkey(9));
         let mut subs: Subs<()> = Subs::default();
         let mut naive = Naive::default();
         (0..3).for_each(|conn| subs.open(conn, ()));
