@@ -4,6 +4,7 @@
 //! Neighbours: `skep-proto` below; the relay and the node above. One writer per store; anyone may read.
 //! Must not: decide who may write or read (that is `skep-core`), or acknowledge before the commit is on disk.
 
+pub mod agent;
 pub mod blob;
 pub mod conformance;
 mod error;
@@ -15,6 +16,7 @@ pub mod scan;
 pub mod tail;
 pub mod writer;
 
+pub use agent::AgentStore;
 pub use blob::BlobStore;
 pub use error::StoreError;
 pub use lmdb::{LmdbStore, Options};

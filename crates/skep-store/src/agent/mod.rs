@@ -1,0 +1,94 @@
+//! The records of one agent on one machine: what it was sent, what it sends, what it was prompted with.
+//!
+//! SQLite with `synchronous = FULL`: when a call returns, power may fail. Several processes may have it open; the
+//! instances of one agent that share a home share it. Rows are facts; what follows from them is `skep-core`'s to say.
+
+mod inbox;
+mod outbox;
+mod schema;
+mod turns;
+
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use rusqlite::{Connection, Transaction, TransactionBehavior};
+
+use crate::StoreError;
+
+pub use inbox::{Message, MessageState};
+pub use outbox::{Delivery, Outgoing};
+pub use turns::{SessionRow, TurnEnd, TurnRow};
+
+/// How long a statement waits for another process that writes.
+const BUSY: Duration = Duration::from_secs(10);
+
+/// An open agent database. Calls block for a commit's time: run them where blocking is allowed.
+pub struct AgentStore {
+    /// A lock, because the driver and the commands of a person use one connection.
+    db: Mutex<Connection>,
+    path: PathBuf,
+}
+
+impl AgentStore {
+    /// Opens or makes the database, mode 0600.
+    pub fn open(path: &Path) -> Result<Self, StoreError> {
+        create_private(path)?;
+        let mut db = Connection::open(path).map_err(|error| sql(&error))?;
+        db.busy_timeout(BUSY).map_err(|error| sql(&error))?;
+        schema::prepare(&mut db)?;
+        Ok(Self { db: Mutex::new(db), path: path.to_owned() })
+    }
+
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    fn db(&self) -> MutexGuard<'_, Connection> {
+        self.db.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Runs `change` in one transaction that is durable when this returns.
+    fn write<T>(&self, change: impl FnOnce(&Transaction<'_>) -> rusqlite::Result<T>) -> Result<T, StoreError> {
+        let mut db = self.db();
+        let run = |db: &mut Connection| {
+            // Immediate: a transaction that reads first could not become a writer beside another process.
+            let txn = db.transaction_with_behavior(TransactionBehavior::Immediate)?;
+            let made = change(&txn)?;
+            txn.commit()?;
+            Ok(made)
+        };
+        run(&mut db).map_err(|error: rusqlite::Error| sql(&error))
+    }
+
+    fn read<T>(&self, question: impl FnOnce(&Connection) -> rusqlite::Result<T>) -> Result<T, StoreError> {
+        question(&self.db()).map_err(|error| sql(&error))
+    }
+}
+
+impl std::fmt::Debug for AgentStore {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("AgentStore").field("path", &self.path).finish_non_exhaustive()
+    }
+}
+
+/// SQLite would make the file with the process's umask.
+fn create_private(path: &Path) -> Result<(), StoreError> {
+    use std::os::unix::fs::OpenOptionsExt;
+    if path.exists() {
+        return Ok(());
+    }
+    let made = std::fs::OpenOptions::new().create(true).append(true).mode(0o600).open(path);
+    made.map(drop).map_err(|cause| StoreError::io("cannot create", path, cause))
+}
+
+/// SQLite's error as ours.
+fn sql(error: &rusqlite::Error) -> StoreError {
+    match error.sqlite_error_code() {
+        Some(rusqlite::ErrorCode::DiskFull) => StoreError::DiskFull,
+        Some(rusqlite::ErrorCode::DatabaseCorrupt | rusqlite::ErrorCode::NotADatabase) => {
+            StoreError::Corrupt("agent database")
+        }
+        _ => StoreError::Other(error.to_string()),
+    }
+}

@@ -1,0 +1,115 @@
+//! What an agent publishes: kept until every relay that is to have it has said its word.
+
+use rusqlite::{Transaction, params};
+use skep_proto::{EventId, RawEvent, Timestamp};
+
+use super::inbox::set_state;
+use super::{AgentStore, MessageState};
+use crate::StoreError;
+
+/// An event that waits for a relay.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Outgoing {
+    pub event: RawEvent,
+    /// Ephemeral: worth nothing later, dropped first.
+    pub is_passing: bool,
+    /// Failed tries so far.
+    pub tries: u32,
+}
+
+/// What became of one event at one relay.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Delivery {
+    Taken,
+    /// For good: the relay will not have it.
+    Refused(String),
+    /// Try again at this time, milliseconds since 1970.
+    Later {
+        due_ms: u64,
+        said: String,
+    },
+}
+
+pub(super) fn put(txn: &Transaction<'_>, event: &RawEvent, relays: &[String], now: Timestamp) -> rusqlite::Result<()> {
+    let is_passing = event.kind.class() == skep_proto::kind::Class::Ephemeral;
+    let insert = "INSERT OR IGNORE INTO outbox (id, event, is_passing, made_at) VALUES (?, ?, ?, ?)";
+    txn.prepare_cached(insert)?.execute(params![event.id.0, event.to_json(), is_passing, now])?;
+    let mut deliver =
+        txn.prepare_cached("INSERT OR IGNORE INTO deliveries (id, relay, state) VALUES (?, ?, 'waiting')")?;
+    relays.iter().try_for_each(|relay| deliver.execute(params![event.id.0, relay]).map(drop))
+}
+
+impl AgentStore {
+    /// Keeps events to be sent; and, in the same transaction, where a message stands now.
+    pub fn enqueue(
+        &self,
+        events: &[RawEvent],
+        relays: &[String],
+        now: Timestamp,
+        state: Option<(&EventId, &MessageState)>,
+    ) -> Result<(), StoreError> {
+        self.write(|txn| {
+            events.iter().try_for_each(|event| put(txn, event, relays, now))?;
+            let Some((id, state)) = state else { return Ok(()) };
+            set_state(txn, id, state).map(drop)
+        })
+    }
+
+    /// What is to be sent to a relay now, in the order it was made.
+    pub fn due(&self, relay: &str, now_ms: u64, most: u32) -> Result<Vec<Outgoing>, StoreError> {
+        let select = "SELECT o.event, o.is_passing, d.tries FROM deliveries d JOIN outbox o USING (id)
+            WHERE d.state = 'waiting' AND d.relay = ? AND d.due_ms <= ? ORDER BY o.n LIMIT ?";
+        self.read(|db| {
+            let mut select = db.prepare_cached(select)?;
+            let rows = select.query_map(params![relay, now_ms, most], |row| {
+                let event: String = row.get(0)?;
+                let (is_passing, tries) = (row.get(1)?, row.get(2)?);
+                Ok(serde_json::from_str(&event).ok().map(|event| Outgoing { event, is_passing, tries }))
+            })?;
+            rows.filter_map(Result::transpose).collect()
+        })
+    }
+
+    /// When the next event for a relay is due, milliseconds since 1970.
+    pub fn next_due_ms(&self, relay: &str) -> Result<Option<u64>, StoreError> {
+        let select = "SELECT min(due_ms) FROM deliveries WHERE state = 'waiting' AND relay = ?";
+        self.read(|db| db.prepare_cached(select)?.query_row(params![relay], |row| row.get(0)))
+    }
+
+    pub fn delivered(&self, id: &EventId, relay: &str, delivery: &Delivery) -> Result<(), StoreError> {
+        let update =
+            "UPDATE deliveries SET state = ?, said = ?, due_ms = ?, tries = tries + ? WHERE id = ? AND relay = ?";
+        let (state, said, due_ms, tries) = match delivery {
+            Delivery::Taken => ("taken", "", 0, 0),
+            Delivery::Refused(said) => ("refused", said.as_str(), 0, 1),
+            Delivery::Later { due_ms, said } => ("waiting", said.as_str(), *due_ms, 1),
+        };
+        self.write(|txn| {
+            txn.prepare_cached(update)?.execute(params![state, said, due_ms, tries, id.0, relay]).map(drop)
+        })
+    }
+
+    /// How many events wait, and how many were refused for good.
+    pub fn outbox_len(&self) -> Result<(u64, u64), StoreError> {
+        let select = "SELECT count(*) FILTER (WHERE state = 'waiting'), count(*) FILTER (WHERE state = 'refused')
+            FROM deliveries";
+        self.read(|db| db.prepare_cached(select)?.query_row([], |row| Ok((row.get(0)?, row.get(1)?))))
+    }
+
+    /// Forgets what no relay needs any more, and passing events beyond the bound, oldest first. Never a reply.
+    pub fn trim_outbox(&self, most: u64, older_than: Timestamp) -> Result<u64, StoreError> {
+        self.write(|txn| {
+            let done = txn.execute(
+                "DELETE FROM outbox WHERE made_at < ?
+                    AND NOT EXISTS (SELECT 1 FROM deliveries d WHERE d.id = outbox.id AND d.state = 'waiting')",
+                params![older_than],
+            )?;
+            let waiting: u64 = txn.query_row("SELECT count(*) FROM outbox", [], |row| row.get(0))?;
+            let dropped = txn.execute(
+                "DELETE FROM outbox WHERE n IN (SELECT n FROM outbox WHERE is_passing ORDER BY n LIMIT ?)",
+                params![waiting.saturating_sub(most)],
+            )?;
+            Ok((done + dropped) as u64)
+        })
+    }
+}

@@ -1,0 +1,162 @@
+//! The journal of turns: what exactly a model was given, before it is given, and what came of it.
+
+use rusqlite::{OptionalExtension, Row, params};
+use skep_proto::{EventId, PubKey, RawEvent, Timestamp};
+
+use super::inbox::set_state;
+use super::outbox::put;
+use super::{AgentStore, MessageState};
+use crate::StoreError;
+
+/// A turn that began.
+#[derive(Debug, Clone, PartialEq)]
+pub struct TurnRow {
+    pub turn: String,
+    pub trigger: EventId,
+    pub epoch: u64,
+    pub attempt: u32,
+    pub channel: String,
+    /// Who prompted it.
+    pub author: PubKey,
+    pub started_at: Timestamp,
+    /// The text that the model sees, to the letter.
+    pub prompt: String,
+    pub end: Option<TurnEnd>,
+}
+
+/// How it ended.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct TurnEnd {
+    pub at: Timestamp,
+    /// `answered`, `cancelled`, `failed`, …
+    pub outcome: String,
+    pub reason: String,
+    pub reply: String,
+    pub answer: Option<EventId>,
+    /// The metric's payload as JSON, when anything was observed.
+    pub metric: Option<String>,
+}
+
+/// The session of a channel, to be taken up again.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SessionRow {
+    pub channel: String,
+    pub session: String,
+    /// JSON: the meter's baseline.
+    pub detail: String,
+}
+
+const COLUMNS: &str = "turn, trigger_id, epoch, attempt, channel, author, started_at, prompt, ended_at, outcome, reason, \
+     reply, answer, metric";
+
+fn turn(row: &Row<'_>) -> rusqlite::Result<TurnRow> {
+    let end = match row.get::<_, Option<Timestamp>>(8)? {
+        Some(at) => Some(TurnEnd {
+            at,
+            outcome: row.get::<_, Option<String>>(9)?.unwrap_or_default(),
+            reason: row.get(10)?,
+            reply: row.get(11)?,
+            answer: row.get::<_, Option<[u8; 32]>>(12)?.map(EventId),
+            metric: row.get(13)?,
+        }),
+        None => None,
+    };
+    Ok(TurnRow {
+        turn: row.get(0)?,
+        trigger: EventId(row.get(1)?),
+        epoch: row.get(2)?,
+        attempt: row.get(3)?,
+        channel: row.get(4)?,
+        author: PubKey(row.get(5)?),
+        started_at: row.get(6)?,
+        prompt: row.get(7)?,
+        end,
+    })
+}
+
+impl AgentStore {
+    /// Writes what the model will see, and that its message is prompted, before it sees it.
+    pub fn begin_turn(&self, row: &TurnRow, state: &MessageState) -> Result<(), StoreError> {
+        let insert = "INSERT INTO turns (turn, trigger_id, epoch, attempt, channel, author, started_at, prompt)
+            VALUES (?, ?, ?, ?, ?, ?, ?, ?)";
+        self.write(|txn| {
+            txn.prepare_cached(insert)?.execute(params![
+                row.turn,
+                row.trigger.0,
+                row.epoch,
+                row.attempt,
+                row.channel,
+                row.author.0,
+                row.started_at,
+                row.prompt
+            ])?;
+            set_state(txn, &row.trigger, state).map(drop)
+        })
+    }
+
+    /// Ends a turn: its outcome, where its message stands, and what is to be published, all or nothing.
+    pub fn end_turn(
+        &self,
+        turn: &str,
+        end: &TurnEnd,
+        message: Option<(&EventId, &MessageState)>,
+        events: &[RawEvent],
+        relays: &[String],
+    ) -> Result<(), StoreError> {
+        self.write(|txn| {
+            let update = "UPDATE turns SET ended_at = ?, outcome = ?, reason = ?, reply = ?, answer = ?, metric = ?
+                WHERE turn = ?";
+            let answer = end.answer.map(|id| id.0);
+            let values = params![end.at, end.outcome, end.reason, end.reply, answer, end.metric, turn];
+            txn.prepare_cached(update)?.execute(values)?;
+            if let Some((id, state)) = message {
+                set_state(txn, id, state)?;
+            }
+            events.iter().try_for_each(|event| put(txn, event, relays, end.at))
+        })
+    }
+
+    /// Turns that began and did not end: this process or another died in them, or they run now.
+    pub fn unfinished_turns(&self) -> Result<Vec<TurnRow>, StoreError> {
+        self.turns("WHERE ended_at IS NULL ORDER BY n", u32::MAX)
+    }
+
+    pub fn newest_turns(&self, most: u32) -> Result<Vec<TurnRow>, StoreError> {
+        self.turns("ORDER BY n DESC", most)
+    }
+
+    /// Turns of a window, oldest first: for budgets and usage.
+    pub fn turns_since(&self, since: Timestamp) -> Result<Vec<TurnRow>, StoreError> {
+        let select = format!("SELECT {COLUMNS} FROM turns WHERE started_at >= ? ORDER BY n");
+        self.read(|db| {
+            let mut select = db.prepare_cached(&select)?;
+            let rows = select.query_map(params![since], turn)?;
+            rows.collect()
+        })
+    }
+
+    fn turns(&self, which: &str, most: u32) -> Result<Vec<TurnRow>, StoreError> {
+        let select = format!("SELECT {COLUMNS} FROM turns {which} LIMIT ?");
+        self.read(|db| {
+            let mut select = db.prepare_cached(&select)?;
+            let rows = select.query_map(params![most], turn)?;
+            rows.collect()
+        })
+    }
+
+    pub fn session(&self, channel: &str) -> Result<Option<SessionRow>, StoreError> {
+        let select = "SELECT session, detail FROM sessions WHERE channel = ?";
+        self.read(|db| {
+            let row = |row: &Row<'_>| {
+                Ok(SessionRow { channel: channel.to_owned(), session: row.get(0)?, detail: row.get(1)? })
+            };
+            db.prepare_cached(select)?.query_row(params![channel], row).optional()
+        })
+    }
+
+    pub fn set_session(&self, row: &SessionRow) -> Result<(), StoreError> {
+        let upsert = "INSERT INTO sessions (channel, session, detail) VALUES (?, ?, ?)
+            ON CONFLICT (channel) DO UPDATE SET session = excluded.session, detail = excluded.detail";
+        self.write(|txn| txn.prepare_cached(upsert)?.execute(params![row.channel, row.session, row.detail]).map(drop))
+    }
+}

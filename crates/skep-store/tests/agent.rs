@@ -1,0 +1,166 @@
+//! An agent's records: each message once, nothing half done, replies never dropped.
+#![expect(clippy::unwrap_used, reason = "a test")]
+
+use secp256k1::{Keypair, SECP256K1};
+use skep_proto::{Draft, Kind, RawEvent};
+use skep_store::agent::{Delivery, MessageState, SessionRow, TurnEnd, TurnRow};
+use skep_store::{AgentStore, StoreError};
+
+fn note(n: u64) -> RawEvent {
+    event(Kind(1), n)
+}
+
+fn event(kind: Kind, n: u64) -> RawEvent {
+    let keys = Keypair::from_seckey_slice(SECP256K1, &[7; 32]).unwrap();
+    Draft::new(kind, n, n.to_string()).sign(&keys, &[0; 32]).raw().clone()
+}
+
+fn state(name: &str, is_over: bool) -> MessageState {
+    MessageState { name: name.into(), at: 5, is_over, detail: "{}".into() }
+}
+
+fn open(dir: &tempfile::TempDir) -> AgentStore {
+    AgentStore::open(&dir.path().join("agent.db")).unwrap()
+}
+
+fn relays(names: &[&str]) -> Vec<String> {
+    names.iter().map(ToString::to_string).collect()
+}
+
+#[test]
+fn a_message_is_kept_once_and_its_state_survives() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(&dir);
+    let (first, second) = (note(1), note(2));
+    assert!(store.receive(&first, "c", "ws://a", 3, &state("stored", false)).unwrap());
+    assert!(!store.receive(&first, "c", "ws://b", 4, &state("queued", false)).unwrap(), "it is here already");
+    assert!(store.receive(&second, "c", "ws://b", 4, &state("stored", false)).unwrap());
+    assert!(store.set_state(&first.id, &state("answered", true)).unwrap());
+    assert!(!store.set_state(&note(9).id, &state("answered", true)).unwrap());
+    drop(store);
+    let store = open(&dir);
+    let open: Vec<_> = store.open_messages().unwrap().into_iter().map(|message| message.event).collect();
+    assert_eq!(open, std::slice::from_ref(&second));
+    let kept = store.message(&first.id).unwrap().unwrap();
+    assert_eq!((kept.event, kept.relay.as_str(), kept.state), (first, "ws://a", state("answered", true)));
+    assert_eq!(store.message_ids(2).unwrap(), [(2, second.id)]);
+    assert_eq!(store.count_states().unwrap(), [("answered".into(), 1), ("stored".into(), 1)]);
+}
+
+#[test]
+fn cursors_only_advance_and_a_control_event_acts_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(&dir);
+    assert_eq!(store.cursor("ws://a").unwrap(), 0);
+    store.advance_cursor("ws://a", 9).unwrap();
+    store.advance_cursor("ws://a", 7).unwrap();
+    assert!(store.act_once(&note(1).id, 5).unwrap());
+    let other = open(&dir);
+    assert_eq!(other.cursor("ws://a").unwrap(), 9);
+    assert!(!other.act_once(&note(1).id, 6).unwrap(), "also not in another process");
+}
+
+#[test]
+fn a_turn_ends_with_its_reply_and_its_message_or_not_at_all() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(&dir);
+    let (message, reply) = (note(1), note(2));
+    store.receive(&message, "c", "ws://a", 3, &state("stored", false)).unwrap();
+    let row = TurnRow {
+        turn: "t1".into(),
+        trigger: message.id,
+        epoch: 4,
+        attempt: 1,
+        channel: "c".into(),
+        author: message.pubkey,
+        started_at: 6,
+        prompt: "what it sees".into(),
+        end: None,
+    };
+    store.begin_turn(&row, &state("prompted", false)).unwrap();
+    assert!(store.begin_turn(&row, &state("never", true)).is_err(), "one turn of a name");
+    assert_eq!(store.message(&message.id).unwrap().unwrap().state.name, "prompted", "and nothing of it is left");
+    assert_eq!(store.unfinished_turns().unwrap(), std::slice::from_ref(&row));
+    assert_eq!(store.turns_with(&message.pubkey, 6).unwrap(), 1);
+
+    let end = TurnEnd { at: 8, outcome: "answered".into(), answer: Some(reply.id), ..TurnEnd::default() };
+    let over = (&message.id, &state("answered", true));
+    store.end_turn("t1", &end, Some(over), std::slice::from_ref(&reply), &relays(&["ws://a", "ws://b"])).unwrap();
+    drop(store);
+    let store = open(&dir);
+    assert_eq!(store.unfinished_turns().unwrap(), []);
+    assert_eq!(store.newest_turns(5).unwrap(), [TurnRow { end: Some(end), ..row }]);
+    assert!(store.message(&message.id).unwrap().unwrap().state.is_over);
+    for relay in ["ws://a", "ws://b"] {
+        assert_eq!(store.due(relay, 0, 9).unwrap()[0].event, reply);
+    }
+}
+
+#[test]
+fn each_relay_is_sent_an_event_until_it_says_its_word() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(&dir);
+    let (first, second) = (note(2), note(1));
+    store.enqueue(&[first.clone(), second.clone()], &relays(&["a", "b"]), 1, None).unwrap();
+    store.enqueue(std::slice::from_ref(&first), &relays(&["a", "b"]), 2, None).unwrap();
+    let due = |relay: &str, now| -> Vec<_> {
+        store.due(relay, now, 9).unwrap().into_iter().map(|outgoing| (outgoing.event, outgoing.tries)).collect()
+    };
+    assert_eq!(due("a", 0), [(first.clone(), 0), (second.clone(), 0)], "in the order they were made, each once");
+    let later = Delivery::Later { due_ms: 500, said: "rate-limited: slow down".into() };
+    store.delivered(&first.id, "a", &later).unwrap();
+    store.delivered(&second.id, "a", &Delivery::Taken).unwrap();
+    assert_eq!(due("a", 499), []);
+    assert_eq!(due("a", 500), [(first.clone(), 1)]);
+    assert_eq!(store.next_due_ms("a").unwrap(), Some(500));
+    store.delivered(&first.id, "a", &Delivery::Refused("blocked: no".into())).unwrap();
+    assert_eq!((due("a", 500), store.next_due_ms("a").unwrap()), (vec![], None));
+    assert_eq!(due("b", 0).len(), 2, "another relay is another matter");
+    assert_eq!(store.outbox_len().unwrap(), (2, 1));
+}
+
+#[test]
+fn when_the_outbox_is_full_passing_events_go_and_replies_stay() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(&dir);
+    let passing: Vec<RawEvent> = (0..10).map(|n| event(Kind(24_200), n)).collect();
+    let replies: Vec<RawEvent> = (0..10).map(note).collect();
+    store.enqueue(&passing, &relays(&["a"]), 1, None).unwrap();
+    store.enqueue(&replies, &relays(&["a"]), 1, None).unwrap();
+    assert_eq!(store.trim_outbox(15, 0).unwrap(), 5);
+    assert_eq!(store.due("a", 0, 1).unwrap()[0].event, passing[5], "the oldest went");
+    assert_eq!(store.trim_outbox(5, 0).unwrap(), 5);
+    assert_eq!(store.due("a", 0, 99).unwrap().len(), 10, "no reply is dropped, full or not");
+    replies.iter().for_each(|reply| store.delivered(&reply.id, "a", &Delivery::Taken).unwrap());
+    assert_eq!(store.trim_outbox(5, 1).unwrap(), 0, "not old yet");
+    assert_eq!(store.trim_outbox(5, 2).unwrap(), 10);
+}
+
+#[test]
+fn sessions_and_facts_are_kept() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(&dir);
+    let row = SessionRow { channel: "c".into(), session: "s".into(), detail: "{}".into() };
+    store.set_session(&row).unwrap();
+    let row = SessionRow { session: "s2".into(), ..row };
+    store.set_session(&row).unwrap();
+    store.set_fact("paused", Some("by hand")).unwrap();
+    drop(store);
+    let store = open(&dir);
+    assert_eq!((store.session("c").unwrap(), store.session("d").unwrap()), (Some(row), None));
+    assert_eq!(store.fact("paused").unwrap().as_deref(), Some("by hand"));
+    store.set_fact("paused", None).unwrap();
+    assert_eq!(store.fact("paused").unwrap(), None);
+}
+
+#[test]
+fn the_file_is_private_and_a_newer_one_is_left_alone() {
+    use std::os::unix::fs::PermissionsExt;
+    let dir = tempfile::tempdir().unwrap();
+    let path = open(&dir).path().to_owned();
+    assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+    rusqlite::Connection::open(&path).unwrap().pragma_update(None, "user_version", 99).unwrap();
+    assert!(matches!(AgentStore::open(&path), Err(StoreError::Format { found: 99, known: 1 })));
+    std::fs::write(&path, "this is no database, and long enough to be looked at as one would be looked at").unwrap();
+    assert!(matches!(AgentStore::open(&path), Err(StoreError::Corrupt(_))));
+}
