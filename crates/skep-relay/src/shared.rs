@@ -59,6 +59,7 @@ pub struct Shared {
 
 struct Rates {
     by_ip: Buckets<IpAddr>,
+    http: Buckets<IpAddr>,
     by_key: Buckets<PubKey>,
     metrics: Buckets<PubKey>,
     telemetry: Buckets<PubKey>,
@@ -91,6 +92,7 @@ impl Shared {
         let limits = &parts.world.limits;
         let rates = Rates {
             by_ip: Buckets::new(Rate::per_second(limits.events_per_second_per_ip)),
+            http: Buckets::new(Rate::per_second(limits.http_requests_per_second_per_ip)),
             by_key: Buckets::new(Rate::per_second(limits.events_per_second_per_pubkey)),
             metrics: Buckets::new(Rate::per_minute(limits::METRICS_PER_MINUTE)),
             telemetry: Buckets::new(Rate {
@@ -153,6 +155,12 @@ impl Shared {
             }
             _ => Ok(()),
         }
+    }
+
+    /// Takes one of the HTTP requests that an address may make.
+    pub(crate) fn take_request(&self, ip: IpAddr) -> bool {
+        let now = self.now().mono_ms;
+        self.rates.lock().unwrap_or_else(PoisonError::into_inner).http.take(ip, now)
     }
 
     /// Whether a NIP-98 token is used for the first time.

@@ -64,6 +64,8 @@ fn is_call(headers: &HeaderMap) -> bool {
 pub mod fake {
     use std::collections::HashSet;
     use std::sync::Mutex;
+    use std::sync::atomic::AtomicU32;
+    use std::sync::atomic::Ordering::SeqCst;
 
     use axum::http::HeaderMap;
     use base64::Engine;
@@ -71,7 +73,7 @@ pub mod fake {
     use sha2::{Digest, Sha256};
     use skep_core::world::{Policy, Registry};
     use skep_proto::limits::Limits;
-    use skep_proto::{Draft, Kind, Seq};
+    use skep_proto::{Draft, Kind, Record, Seq};
     use tower::ServiceExt;
 
     use super::super::*;
@@ -85,6 +87,7 @@ pub mod fake {
         pub identity: Identity,
         pub stored: Mutex<Vec<Record>>,
         pub not_ready: Option<String>,
+        pub requests_left: AtomicU32,
         blobs: (tempfile::TempDir, BlobStore),
     }
 
@@ -126,6 +129,7 @@ pub mod fake {
                 identity,
                 stored: Mutex::default(),
                 not_ready: None,
+                requests_left: AtomicU32::new(u32::MAX),
                 blobs,
             })
         }
@@ -142,6 +146,16 @@ pub mod fake {
 
         pub fn change(&self, f: impl FnOnce(&mut World)) {
             f(&mut self.world.lock().unwrap());
+        }
+
+        fn find(&self, readers: &Readers, filters: &[Filter]) -> Vec<Record> {
+            let world = self.world.lock().unwrap();
+            let stored = self.stored.lock().unwrap();
+            let found = stored.iter().filter(|record| {
+                let event = record.as_ref();
+                skep_core::may_read(&world, readers, event, NOW) && filters.iter().any(|filter| filter.matches(event))
+            });
+            found.cloned().collect()
         }
 
         pub async fn call(self: &Arc<Self>, request: Request) -> Answer {
@@ -180,17 +194,15 @@ pub mod fake {
             }
             Ok(())
         }
-        async fn query(&self, readers: Readers, filters: Vec<Filter>) -> Result<Vec<Record>, Refusal> {
-            let world = self.world.lock().unwrap();
-            let stored = self.stored.lock().unwrap();
-            let found = stored.iter().filter(|record| {
-                let event = record.as_ref();
-                skep_core::may_read(&world, &readers, event, NOW) && filters.iter().any(|filter| filter.matches(event))
-            });
-            Ok(found.cloned().collect())
+        fn query(self: Arc<Self>, readers: Readers, filters: Vec<Filter>, _: Option<Caller>) -> Pieces {
+            let found = self.find(&readers, &filters);
+            let (sender, pieces) = mpsc::channel(found.len() + 1);
+            let lines = found.iter().map(|record| Piece::Lines(format!("{}\n", record.as_ref().json()).into()));
+            lines.chain([Piece::End]).for_each(|piece| sender.try_send(piece).unwrap());
+            pieces
         }
         async fn count(&self, readers: Readers, filters: Vec<Filter>) -> Result<u64, Refusal> {
-            Ok(self.query(readers, filters).await?.len() as u64)
+            Ok(self.find(&readers, &filters).len() as u64)
         }
         async fn submit(&self, _: Readers, event: RawEvent) -> Result<Accepted, Refusal> {
             let event = event.verify().map_err(|failed| Prefix::Invalid.because(failed.to_string()))?;
@@ -200,6 +212,9 @@ pub mod fake {
             }
             stored.push(event.into_record());
             Ok(Accepted::Stored(Seq(stored.len() as u64)))
+        }
+        fn take_request(&self, _: IpAddr) -> bool {
+            self.requests_left.fetch_update(SeqCst, SeqCst, |left| left.checked_sub(1)).is_ok()
         }
         fn metrics(&self) -> String {
             "# EOF\n".into()

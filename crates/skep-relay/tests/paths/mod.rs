@@ -206,7 +206,12 @@ fn world(host: &str) -> World {
         min_pow: 0,
         is_search_on: true,
         channels: channels.into_iter().collect(),
-        limits: Limits { connections_per_ip: 1_000, requests_per_second: 0, ..Limits::default() },
+        limits: Limits {
+            connections_per_ip: 1_000,
+            requests_per_second: 0,
+            http_requests_per_second_per_ip: 0,
+            ..Limits::default()
+        },
         policy: Policy::default(),
         registry,
     }
