@@ -63,8 +63,8 @@ Examples:
   skep relay compact                           while the relay is down
   skep relay sync wss://relay.example          exchange what either lacks
 
-It prints one line when it serves. SIGTERM or Ctrl-C stops it within 10 seconds; nothing acknowledged is lost,
-whatever stops it.";
+It prints one line when it serves. SIGTERM or Ctrl-C stops it within 10 seconds; nothing
+acknowledged is lost, whatever stops it.";
 
 #[derive(Debug, Args)]
 pub struct RelayRun {
@@ -397,6 +397,9 @@ Examples:
 mod tests {
     use clap::CommandFactory;
 
+    /// Where clap breaks a line on a wide terminal; examples and texts of ours that are wider would be broken twice.
+    const HELP_COLUMNS: usize = 100;
+
     #[test]
     fn the_command_line_is_consistent_and_every_command_has_an_example() {
         let mut root = super::Cli::command();
@@ -406,6 +409,8 @@ mod tests {
             for sub in command.get_subcommands() {
                 let help = sub.get_after_help().map(ToString::to_string).unwrap_or_default();
                 assert!(help.contains("Example"), "{} has no example", sub.get_name());
+                let widest = help.lines().map(|line| line.chars().count()).max().unwrap_or(0);
+                assert!(widest <= HELP_COLUMNS, "the help of {} is {widest} columns wide", sub.get_name());
                 walk(sub);
             }
         }

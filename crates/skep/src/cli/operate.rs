@@ -110,9 +110,13 @@ Examples:
   zcat dump.jsonl.gz | skep import --data DIR
   skep import events.jsonl --relay ws://127.0.0.1:7777
 
-Every event passes the rules that the relay has, but those on its delivery (age, rate). What is there already is
-counted as a duplicate, so a second run does no harm. A turn metric (kind 44200) needs its agent's owner to be known:
-when owners were learned from profiles on the way, run it again. Exit code 1 when a line was bad or an event refused.";
+Every event passes the rules that the relay has, but those on its delivery (age, rate). What is
+there already is counted as a duplicate, so a second run does no harm.
+
+Owners are learned from profiles that carry an attestation without conditions (NIP-OA); what a relay
+knows from elsewhere (AUTH, an admin, a revocation) is not in any event, so an import cannot bring
+it. A turn metric (kind 44200) needs its agent's owner to be known: when owners were learned on the
+way, run it again. Exit code 1 when a line was bad or an event refused.";
 
 pub const EXPORT_HELP: &str = "\
 Examples:
@@ -120,15 +124,18 @@ Examples:
   skep export --data DIR --filter '{\"kinds\":[1]}' > notes.jsonl
   skep export --relay ws://127.0.0.1:7777 --key alice -o mine.jsonl
 
-Newest first, one event a line. From the data directory come ALL stored events, private messages and other gated
-kinds too: whoever owns the disk can read them anyway. From a relay comes what it serves to the given key.
-Ephemeral and expired events never come. Owners, bans and channel rules are not events: copy the data directory for
-a full backup.";
+Newest first, one event a line. From the data directory come ALL stored events, private messages and
+other gated kinds too: whoever owns the disk can read them anyway. From a relay comes what it serves
+to the given key. Ephemeral and expired events never come.
+
+Owners, revocations, bans, names and channel rules are not events: copy the data directory for a
+full backup.";
 
 const COMPACT_HELP: &str = "\
 Example: skep relay compact --data DIR
 
-It writes a copy, checks that it holds every event, and puts it in place in one step. Needs room for the copy.";
+It writes a copy, checks that it holds every event, and puts it in place in one step. Needs room for
+the copy.";
 
 const SYNC_HELP: &str = "\
 Examples:
@@ -136,8 +143,9 @@ Examples:
   skep relay sync wss://relay.example --filter '{\"kinds\":[0,1,3]}' --dir down
   skep relay sync wss://relay.example --data DIR    while our relay is down
 
-Only ids are compared first, so two relays that are nearly equal exchange a few kilobytes. Interrupted, run it again:
-what was moved is there. Every event is verified on the way. Exit code 1 when a side refused one.";
+Only ids are compared first, so two relays that are nearly equal exchange a few kilobytes.
+Interrupted, run it again: what was moved is there. Every event is verified on the way. Exit code 1
+when a side refused one.";
 
 pub const CHANNELS_HELP: &str = "\
 Examples:
@@ -150,5 +158,5 @@ Examples:
   skep doctor
   skep doctor --config skep.toml --json
 
-Looks at the home, keys, configuration, store, durability, disk, open files, clock and limits. Exit code 1 when
-something is wrong; the line says what, and how to mend it.";
+Looks at the home, keys, configuration, store, durability, disk, open files, clock and limits. Exit
+code 1 when something is wrong; the line says what, and how to mend it.";
