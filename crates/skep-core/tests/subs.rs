@@ -33,6 +33,7 @@ fn world() -> World {
         agent_depth: 1,
         min_pow: 0,
         is_search_on: true,
+        names: Default::default(),
         channels: Default::default(),
         limits: Limits::default(),
         policy: Policy::default(),

@@ -10,7 +10,7 @@ use skep_core::door::{Accepted, Origin};
 use skep_core::management::Change;
 use skep_core::session::Cut;
 use skep_core::{Readers, World, may_read};
-use skep_proto::{EventId, EventRef, Filter, PubKey, RawEvent, Refusal, Seq, Timestamp, limits};
+use skep_proto::{EventId, EventRef, Filter, RawEvent, Refusal, Seq, Timestamp, limits};
 use skep_store::{BlobStore, Progress, Scan, Visit};
 use tokio::sync::mpsc;
 
@@ -101,10 +101,6 @@ impl Backend for Shared {
 
     fn blobs(&self) -> Option<&BlobStore> {
         self.blobs.as_ref()
-    }
-
-    fn names(&self) -> Vec<(String, PubKey)> {
-        self.names.clone()
     }
 }
 

@@ -9,7 +9,7 @@ use clap::{Args, Parser, Subcommand};
 use crate::error::exit_code_help;
 
 use operate::{CHANNELS_HELP, DOCTOR_HELP, EXPORT_HELP, IMPORT_HELP};
-pub use operate::{ChannelsArgs, Dir, ExportArgs, ImportArgs, RelayCommand, SyncArgs};
+pub use operate::{ChannelsArgs, Dir, ExportArgs, ImportArgs, NameCommand, RelayCommand, SyncArgs};
 
 /// The relay that commands speak to when none is named.
 pub const RELAY_DEFAULT: &str = "ws://127.0.0.1:7777";
@@ -62,6 +62,7 @@ Examples:
   skep relay --listen 0.0.0.0:7777 --config skep.toml
   skep relay compact                           while the relay is down
   skep relay sync wss://relay.example          exchange what either lacks
+  skep relay name add alice npub1…             a local name (NIP-05), while it runs
 
 It prints one line when it serves. SIGTERM or Ctrl-C stops it within 10 seconds; nothing
 acknowledged is lost, whatever stops it.";

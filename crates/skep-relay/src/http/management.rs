@@ -103,6 +103,7 @@ pub mod fake {
                 min_pow: 0,
                 is_search_on: true,
                 channels: Default::default(),
+                names: [("ann".to_owned(), key(1)), ("bob".to_owned(), key(2))].into(),
                 limits: Limits { blob_bytes: 3_000_000, ..Limits::default() },
                 policy: Policy::default(),
                 registry: Registry::default(),
@@ -225,9 +226,6 @@ pub mod fake {
         fn blobs(&self) -> Option<&BlobStore> {
             Some(&self.blobs.1)
         }
-        fn names(&self) -> Vec<(String, PubKey)> {
-            vec![("ann".into(), key(1)), ("bob".into(), key(2))]
-        }
     }
 
     #[derive(Debug)]
@@ -323,6 +321,32 @@ mod tests {
         assert_eq!(claim, json!({ "result": "f".repeat(32) }));
         let listed = manage(&backend, 50, "supportedmethods", json!([])).await.json();
         assert!(listed["result"].as_array().unwrap().contains(&json!("banpubkey")));
+    }
+
+    #[tokio::test]
+    async fn a_name_is_served_from_the_moment_it_is_added_until_it_is_removed() {
+        let backend = Fake::open();
+        let served = async |name: &str| {
+            let uri = format!("/.well-known/nostr.json?name={name}");
+            backend.call(request("GET", &uri, &[], "")).await.json()["names"][name].clone()
+        };
+        let call = async |method: &str, params: Value| manage(&backend, 50, method, params).await.json();
+        assert_eq!(call("addname", json!(["cleo", key(3)])).await, json!({ "result": true }));
+        assert_eq!(call("addname", json!(["ann", key(4)])).await, json!({ "result": true }));
+        let listed = json!([
+            { "name": "ann", "pubkey": key(4) }, { "name": "bob", "pubkey": key(2) }, { "name": "cleo", "pubkey": key(3) },
+        ]);
+        assert_eq!(call("listnames", json!([])).await["result"], listed);
+        assert_eq!((served("cleo").await, served("ann").await), (json!(key(3)), json!(key(4))));
+        for name in ["cleo", "ann"] {
+            assert_eq!(call("removename", json!([name])).await, json!({ "result": true }));
+        }
+        assert_eq!((served("cleo").await, served("ann").await), (Value::Null, json!(key(1))), "as configured");
+        for bad in [json!(["bob"]), json!(["nobody"]), json!(["No Name"])] {
+            assert!(call("removename", bad).await["error"].is_string());
+        }
+        assert!(manage(&backend, 3, "addname", json!(["eve", key(3)])).await.json()["error"].is_string());
+        assert!(call("addname", json!(["Eve", key(3)])).await["error"].is_string(), "a name is lowercase");
     }
 
     #[tokio::test]

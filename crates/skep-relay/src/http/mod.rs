@@ -91,8 +91,6 @@ pub trait Backend: Send + Sync + 'static {
     /// Whether events can be taken and served now; if not, why not.
     fn ready(&self) -> Result<(), String>;
     fn blobs(&self) -> Option<&BlobStore>;
-    /// NIP-05 local names.
-    fn names(&self) -> Vec<(String, PubKey)>;
 }
 
 /// The connection that a request came by. The listener adds it to a request's extensions.

@@ -96,7 +96,6 @@ impl Rig {
             keys: key(99),
             world,
             identity: identity(&format!("ws://{address}")),
-            names: Vec::new(),
             store: Options { is_durable: false, map_bytes: 1 << 30, ..Options::new(dir.path().join("data")) },
             has_blobs: false,
         };
@@ -206,6 +205,7 @@ fn world(host: &str) -> World {
         min_pow: 0,
         is_search_on: true,
         channels: channels.into_iter().collect(),
+        names: Default::default(),
         limits: Limits {
             connections_per_ip: 1_000,
             requests_per_second: 0,

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Subcommand, ValueEnum};
 
-use super::{RELAY_DEFAULT, SettingsArgs};
+use super::{ManagementArgs, RELAY_DEFAULT, SettingsArgs};
 
 #[derive(Debug, Subcommand)]
 pub enum RelayCommand {
@@ -17,6 +17,38 @@ pub enum RelayCommand {
     /// Exchange events with another relay until both have the same (NIP-77).
     #[command(after_help = SYNC_HELP)]
     Sync(SyncArgs),
+    /// Give keys a local name, name@host, while the relay runs (NIP-05).
+    #[command(subcommand, after_help = NAME_HELP)]
+    Name(NameCommand),
+}
+
+#[derive(Debug, Subcommand)]
+pub enum NameCommand {
+    /// Add a name, or give it to another key.
+    #[command(after_help = "Example: skep relay name add alice npub1… --key admin")]
+    Add {
+        /// 1 to 64 characters out of a-z 0-9 . - _
+        name: String,
+        /// Whose it is: npub, hex or the name of a key.
+        #[arg(value_name = "PUBKEY")]
+        owner: String,
+        #[command(flatten)]
+        call: ManagementArgs,
+    },
+    /// Remove a name that was added; one in the configuration stays.
+    #[command(after_help = "Example: skep relay name remove alice --key admin")]
+    Remove {
+        /// As it was added.
+        name: String,
+        #[command(flatten)]
+        call: ManagementArgs,
+    },
+    /// List all names, those of the configuration too.
+    #[command(after_help = "Example: skep relay name list --key admin --json")]
+    List {
+        #[command(flatten)]
+        call: ManagementArgs,
+    },
 }
 
 #[derive(Debug, Args)]
@@ -102,6 +134,14 @@ pub struct ChannelsArgs {
     #[arg(long, value_name = "KEY", requires = "relay", default_value = "default")]
     pub key: String,
 }
+
+const NAME_HELP: &str = "\
+Examples:
+  skep relay name add alice npub1… --key admin
+  skep relay name list --key admin
+
+The relay answers for them at /.well-known/nostr.json. It takes effect at once and outlives a
+restart. A name added here goes before one of the configuration.";
 
 pub const IMPORT_HELP: &str = "\
 Examples:
