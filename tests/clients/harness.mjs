@@ -65,10 +65,10 @@ export function attest(owner, agentPk, conditions = '') {
 const running = new Set()
 process.on('exit', () => running.forEach(child => child.kill('SIGKILL')))
 
-function toml({ closed, members, admins, search, limits, channels }) {
+function toml({ closed, members, admins, search, pow, limits, channels }) {
   const list = values => JSON.stringify(values)
   const lines = ['[relay]', 'name = "t"', `closed = ${closed}`, `members = ${list(members)}`]
-  lines.push(`admins = ${list(admins)}`, `search = ${search}`, '[relay.limits]')
+  lines.push(`admins = ${list(admins)}`, `search = ${search}`, `min_pow = ${pow}`, '[relay.limits]')
   for (const [name, value] of Object.entries(limits)) lines.push(`${name} = ${value}`)
   for (const c of channels) {
     lines.push('[[relay.channels]]', `id = ${JSON.stringify(c.id)}`, `access = ${JSON.stringify(c.access)}`)
@@ -82,7 +82,7 @@ export async function startRelay(options = {}) {
   const bin = process.env.SKEP_BIN
   if (!bin) throw new Error('SKEP_BIN must name the skep binary under test')
   const home = options.home ?? mkdtempSync(join(tmpdir(), 'skep-clients-'))
-  const config = { closed: false, members: [], admins: [], search: true, channels: [], ...options }
+  const config = { closed: false, members: [], admins: [], search: true, pow: 0, channels: [], ...options }
   config.limits = { connections_per_ip: 1000, ...options.limits }
   const file = join(home, 'skep.toml')
   writeFileSync(file, toml(config))

@@ -21,8 +21,8 @@ async function team(size = 2, url = relay.url) {
 
 let serial = 0
 /** Asks for a lease operation and reads the answer: `{ ok, epoch, expires, holder, message }`. */
-async function lease(client, who, resource, op, instance, { epoch, ttl = TTL, ...change } = {}) {
-  const tags = [['resource', resource], ['op', op], ['instance', instance]]
+async function lease(client, who, resource, op, instance, { epoch, ttl = TTL, more = [], ...change } = {}) {
+  const tags = [['resource', resource], ['op', op], ['instance', instance], ...more]
   if (epoch !== undefined) tags.push(['epoch', `${epoch}`])
   if (ttl !== null) tags.push(['ttl', `${ttl}`])
   const { ok, message } = await publish(client, who.sign({ kind: 24_480, tags, content: `${serial++}`, ...change }))
@@ -111,6 +111,29 @@ test('the owner may steal the prompter lease of its agent', async () => {
   const stolen = await lease(await connect(relay.url, owner), owner, resource, 'steal', 'two')
   assert.deepEqual([stolen.ok, stolen.epoch], [true, held.epoch + 1], stolen.message)
   assert.match((await lease(client, agent, resource, 'renew', 'one', { epoch: held.epoch })).message, /^conflict:/)
+})
+
+test('an agent steals its own lease with the consent of its owner, and with nobody else’s', async () => {
+  const [owner, agent] = [key(), key()]
+  const [one, two] = [await connect(relay.url), await connect(relay.url, agent)]
+  await authenticate(one, agent, [attest(owner, agent.pk)])
+  const resource = `prompter:${agent.pk}`
+  const held = await lease(one, agent, resource, 'acquire', 'one')
+  const steal = tag => lease(two, agent, resource, 'steal', 'two', { more: tag ? [tag] : [] })
+  const wrong = {
+    none: null,
+    'of another key': attest(key(), agent.pk),
+    'for another agent': attest(owner, key().pk),
+    'for another kind': attest(owner, agent.pk, 'kind=1'),
+    'that has run out': attest(owner, agent.pk, `created_at<${now() - 60}`),
+  }
+  for (const [what, tag] of Object.entries(wrong)) {
+    assert.match((await steal(tag)).message, /^restricted:/, `a consent ${what}`)
+  }
+  assert.equal((await lease(one, agent, resource, 'renew', 'one', { epoch: held.epoch })).ok, true, 'still held')
+  const stolen = await steal(attest(owner, agent.pk, `kind=24480&created_at<${now() + 60}`))
+  assert.deepEqual([stolen.ok, stolen.epoch], [true, held.epoch + 1], stolen.message)
+  assert.match((await lease(one, agent, resource, 'renew', 'one', { epoch: held.epoch })).message, /^conflict:/)
 })
 
 test('a request that lacks its resource, its op or its epoch is invalid:', async () => {

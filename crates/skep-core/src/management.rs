@@ -42,6 +42,9 @@ pub enum CallError {
     Forbidden,
 }
 
+/// Bytes of a local name (NIP-05): what mail allows before the @ (RFC 5321).
+const NAME_BYTES_MAX: usize = 64;
+
 /// The methods that `supportedmethods` names.
 pub const METHODS: &[&str] = &[
     "supportedmethods",
@@ -79,6 +82,9 @@ pub const METHODS: &[&str] = &[
     "listchannels",
     "addchannelmember",
     "removechannelmember",
+    "addname",
+    "removename",
+    "listnames",
 ];
 
 /// Decides one call by an authenticated key. `fresh` is randomness as text, for a new claim.
@@ -87,6 +93,7 @@ pub fn decide(world: &World, caller: &PubKey, call: &Call, now: Timestamp, fresh
     match call.method.as_str() {
         "assignagent" | "revokeagent" => return decide_agent(world, caller, call, now),
         "addchannelmember" | "removechannelmember" => return decide_channel_member(world, caller, call),
+        "removename" if is_admin => check_name_is_ours(world, call)?,
         _ if !is_admin => return Err(CallError::Forbidden),
         _ => {}
     }
@@ -126,6 +133,7 @@ fn list(world: &World, method: &str) -> Option<Value> {
             .iter()
             .map(|(agent, row)| json!({ "agent": agent, "owner": row.owner, "source": row.source, "since": row.since }))
             .collect(),
+        "listnames" => world.local_names().iter().map(|(name, key)| json!({ "name": name, "pubkey": key })).collect(),
         "listchannels" => {
             let mut all: std::collections::BTreeMap<&String, &Channel> = world.channels.iter().collect();
             all.extend(policy.channels.iter());
@@ -183,6 +191,8 @@ fn change_policy(policy: &mut Policy, call: &Call, fresh: &str) -> Result<Value,
             return Ok(json!(fresh));
         }
         "revokeclaim" => drop(policy.claims.remove(&text_at(call, 0)?)),
+        "addname" => drop(policy.names.insert(name_at(call)?, key_at(call, 1)?)),
+        "removename" => drop(policy.names.remove(&name_at(call)?)),
         "setchannel" => {
             let rule = call.params.get(1).cloned().unwrap_or(Value::Null);
             let rule: Channel = serde_json::from_value(rule)
@@ -230,6 +240,28 @@ fn decide_channel_member(world: &World, caller: &PubKey, call: &Call) -> Result<
     let mut policy = world.policy.clone();
     policy.channels.insert(id, channel);
     Ok(Decision { result: json!(true), change: Change::Policy(Box::new(policy)) })
+}
+
+/// A call cannot take away what the configuration gives: it would be back at the next start.
+fn check_name_is_ours(world: &World, call: &Call) -> Result<(), CallError> {
+    let name = name_at(call)?;
+    if world.policy.names.contains_key(&name) {
+        return Ok(());
+    }
+    Err(CallError::Params(match world.names.contains_key(&name) {
+        true => "this name is in the relay's configuration; remove it there",
+        false => "there is no such name",
+    }))
+}
+
+/// The local part of a NIP-05 identifier.
+fn name_at(call: &Call) -> Result<String, CallError> {
+    let name = text_at(call, 0)?;
+    let is_name = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || b"-_.".contains(&byte);
+    if (1..=NAME_BYTES_MAX).contains(&name.len()) && name.bytes().all(is_name) {
+        return Ok(name);
+    }
+    Err(CallError::Params("a name has 1 to 64 characters out of a-z 0-9 - _ ."))
 }
 
 fn text_at(call: &Call, i: usize) -> Result<String, CallError> {

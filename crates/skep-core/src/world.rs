@@ -27,6 +27,8 @@ pub struct World {
     pub min_pow: u8,
     pub is_search_on: bool,
     pub channels: AHashMap<String, Channel>,
+    /// Local names (NIP-05), from the configuration; [`Policy`] may add to them.
+    pub names: BTreeMap<String, PubKey>,
     pub limits: Limits,
     pub policy: Policy,
     pub registry: Registry,
@@ -47,6 +49,8 @@ pub struct Policy {
     pub disallowed_kinds: BTreeSet<u16>,
     pub blocked_ips: BTreeMap<IpAddr, String>,
     pub channels: BTreeMap<String, Channel>,
+    /// Local names (NIP-05). One of the same name goes before the configuration's.
+    pub names: BTreeMap<String, PubKey>,
     /// Claims that a join request may carry (NIP-43), with what they were made for.
     pub claims: BTreeMap<String, String>,
 }
@@ -153,6 +157,7 @@ impl World {
             agent_depth: 1,
             min_pow: 0,
             is_search_on: true,
+            names: Default::default(),
             channels: AHashMap::new(),
             limits: Limits::default(),
             policy: Policy::default(),
@@ -204,6 +209,11 @@ impl World {
     /// The rule of a channel, an administrator's before the configuration's.
     pub fn channel(&self, id: &str) -> Option<&Channel> {
         self.policy.channels.get(id).or_else(|| self.channels.get(id))
+    }
+
+    /// All local names (NIP-05), an administrator's before the configuration's.
+    pub fn local_names(&self) -> BTreeMap<&str, PubKey> {
+        self.names.iter().chain(&self.policy.names).map(|(name, key)| (name.as_str(), *key)).collect()
     }
 
     pub fn has_channel_rules(&self) -> bool {

@@ -209,7 +209,7 @@ impl RelaySettings {
     }
 
     /// Names for NIP-05.
-    pub fn names(&self) -> Result<Vec<(String, PubKey)>, ConfigError> {
+    pub fn names(&self) -> Result<BTreeMap<String, PubKey>, ConfigError> {
         self.names.iter().map(|(name, value)| Ok((name.clone(), key("relay.names", value)?))).collect()
     }
 

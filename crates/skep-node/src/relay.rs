@@ -108,6 +108,7 @@ pub fn world(settings: &RelaySettings, key: PubKey, address: SocketAddr) -> Resu
         min_pow: settings.min_pow,
         is_search_on: settings.search,
         channels: settings.channel_rules()?.into_iter().collect(),
+        names: settings.names()?,
         limits: settings.limits.clone(),
         policy: Policy::default(),
         registry: Registry::default(),
@@ -132,14 +133,7 @@ fn resolve(settings: &RelaySettings, keys: &Keypair, home: &Path, address: Socke
         admin: admins.first().copied(),
         public_url: urls[0].trim_end_matches('/').to_owned(),
     };
-    Ok(Config {
-        keys: *keys,
-        world,
-        identity,
-        names: settings.names()?,
-        store: store_options(settings, home),
-        has_blobs: settings.blobs,
-    })
+    Ok(Config { keys: *keys, world, identity, store: store_options(settings, home), has_blobs: settings.blobs })
 }
 
 /// How the relay's store is opened, by the relay and by the tools that work on it while it is down.

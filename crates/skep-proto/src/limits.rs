@@ -63,8 +63,9 @@ pub const SLICE_BYTES_MAX: usize = 64 * KIB;
 /// Bytes of recent ephemeral events served to one request.
 pub const RECENT_BYTES_MAX: usize = 256 * KIB;
 
-/// Bytes of one answer over HTTP; whoever wants more pages with `until`.
-pub const HTTP_ANSWER_BYTES_MAX: usize = 8 * 1024 * KIB;
+/// Pieces of an answer over HTTP between its scan and its socket; then the scan waits. Each is one slice, or what is
+/// recent: 2 x (256 KiB and an event) is 1 MiB at most, as much as an outbox.
+pub const HTTP_PIECES_MAX: usize = 2;
 
 /// Events that one connection hands to the verify pool at a time.
 pub const VERIFY_BATCH_MAX: usize = 32;
@@ -92,6 +93,7 @@ const _: () = assert!(
     VERIFY_BATCH_MAX * IN_FLIGHT_EVENT_BYTES_MIN <= IN_FLIGHT_BYTES_MAX && VERIFY_BATCH_MAX <= BATCH_EVENTS_MAX
 );
 const _: () = assert!(NEG_FRAME_BYTES * 2 + 256 < OUTBOX_BYTES_MAX);
+const _: () = assert!(HTTP_PIECES_MAX * (RECENT_BYTES_MAX + 256 * KIB) <= OUTBOX_BYTES_MAX);
 
 macro_rules! limits {
     ($($(#[doc = $doc:literal])+ $name:ident : $type:ty = $default:expr, $unit:literal;)*) => {
@@ -157,8 +159,14 @@ limits! {
     events_per_second_per_pubkey: u32 = 1_000, "events/s";
     /// REQ, COUNT and NEG-OPEN messages a second on one connection; bursts of ten seconds pass. 0 for no bound.
     requests_per_second: u32 = 1_000, "requests/s";
+    /// HTTP requests a second from one address; bursts of ten seconds pass. 0 for no bound.
+    http_requests_per_second_per_ip: u32 = 200, "requests/s";
     /// One uploaded blob.
     blob_bytes: usize = 64 * 1024 * KIB, "bytes";
+    /// All blobs of one key: 32 of the largest. 0 for no bound.
+    blob_bytes_per_key: u64 = 2 * 1024 * 1024 * KIB as u64, "bytes";
+    /// All blobs, those that are being received too. 0 for no bound.
+    blob_bytes_total: u64 = 32 * 1024 * 1024 * KIB as u64, "bytes";
 }
 
 /// Bytes of an event as JSON beside its tags and content: ids, keys, signature, names and numbers.

@@ -22,6 +22,7 @@ use tokio_util::task::TaskTracker;
 use tower::ServiceExt;
 
 use crate::conn;
+use crate::http;
 use crate::metrics::Reason;
 use crate::shared::Shared;
 
@@ -115,9 +116,12 @@ async fn turn_away(mut stream: TcpStream) {
 async fn serve(shared: Arc<Shared>, stream: TcpStream, place: Place, router: Router) {
     let _ = stream.set_nodelay(true);
     let place = Arc::new(place);
-    let stop = shared.stop.clone();
-    let service = hyper::service::service_fn(move |request: Request<hyper::body::Incoming>| {
+    // The relay's own stop ends it too.
+    let hang_up = shared.stop.child_token();
+    let caller = http::Caller { ip: place.ip, hang_up: hang_up.clone() };
+    let service = hyper::service::service_fn(move |mut request: Request<hyper::body::Incoming>| {
         let (shared, router, place) = (Arc::clone(&shared), router.clone(), Arc::clone(&place));
+        request.extensions_mut().insert(caller.clone());
         async move {
             match upgrade_key(request.headers()) {
                 Some(key) => Ok(upgrade(shared, place, request, &key)),
@@ -132,7 +136,7 @@ async fn serve(shared: Arc<Shared>, stream: TcpStream, place: Place, router: Rou
         .serve_connection(TokioIo::new(stream), service)
         .with_upgrades();
     tokio::select! {
-        () = stop.cancelled() => {}
+        () = hang_up.cancelled() => {}
         _ = tokio::time::timeout(Duration::from_secs(HTTP_SECS_MAX), connection) => {}
     }
 }

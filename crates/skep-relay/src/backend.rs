@@ -1,15 +1,20 @@
 //! The relay as the HTTP face sees it.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
+use bytes::BytesMut;
 use skep_core::door::{Accepted, Origin};
 use skep_core::management::Change;
+use skep_core::session::Cut;
 use skep_core::{Readers, World, may_read};
-use skep_proto::{EventId, EventRef, Filter, Prefix, PubKey, RawEvent, Record, Refusal, Seq, Timestamp, limits};
+use skep_proto::{EventId, EventRef, Filter, RawEvent, Refusal, Seq, Timestamp, limits};
 use skep_store::{BlobStore, Progress, Scan, Visit};
+use tokio::sync::mpsc;
 
-use crate::http::{Backend, Identity};
+use crate::http::{Backend, Caller, Identity, Piece, Pieces};
 use crate::shared::{Shared, random, unix_now};
 
 impl Backend for Shared {
@@ -45,28 +50,10 @@ impl Backend for Shared {
         }
     }
 
-    async fn query(&self, readers: Readers, filters: Vec<Filter>) -> Result<Vec<Record>, Refusal> {
-        let most = self.with_world(|world| world.limits.results);
-        let filters: Arc<[Filter]> = filters.into();
-        let up_to = self.tail.newest();
-        let mut found = self.recent(&filters, up_to, &readers);
-        let mut bytes: usize = found.iter().map(|record| record.as_bytes().len()).sum();
-        let scan = Scan::new(filters, up_to, most);
-        run(self, scan, &readers, |event| {
-            bytes += event.as_bytes().len();
-            let fits = bytes <= limits::HTTP_ANSWER_BYTES_MAX;
-            if fits {
-                found.push(event.to_record());
-            }
-            fits
-        })
-        .await?;
-        if bytes > limits::HTTP_ANSWER_BYTES_MAX {
-            let most = limits::HTTP_ANSWER_BYTES_MAX >> 20;
-            return Err(Prefix::Blocked
-                .because(format!("the answer is larger than {most} MiB; ask for less and page with until")));
-        }
-        Ok(found)
+    fn query(self: Arc<Self>, readers: Readers, filters: Vec<Filter>, caller: Option<Caller>) -> Pieces {
+        let (sender, pieces) = mpsc::channel(limits::HTTP_PIECES_MAX);
+        tokio::spawn(answer(self, readers, filters, caller, sender));
+        pieces
     }
 
     async fn count(&self, readers: Readers, filters: Vec<Filter>) -> Result<u64, Refusal> {
@@ -74,7 +61,7 @@ impl Backend for Shared {
         let scan = Scan::unlimited(filters.into(), self.tail.newest());
         run(self, scan, &readers, |_| {
             count += 1;
-            true
+            Visit::Serve
         })
         .await?;
         Ok(count)
@@ -82,6 +69,14 @@ impl Backend for Shared {
 
     async fn submit(&self, readers: Readers, event: RawEvent) -> Result<Accepted, Refusal> {
         Shared::submit(self, Origin::Client, readers, event).await
+    }
+
+    fn take_request(&self, ip: IpAddr) -> bool {
+        let has_one = Shared::take_request(self, ip);
+        if !has_one {
+            self.metrics.limited_requests.inc();
+        }
+        has_one
     }
 
     fn metrics(&self) -> String {
@@ -107,35 +102,113 @@ impl Backend for Shared {
     fn blobs(&self) -> Option<&BlobStore> {
         self.blobs.as_ref()
     }
-
-    fn names(&self) -> Vec<(String, PubKey)> {
-        self.names.clone()
-    }
 }
 
-/// Runs a scan in slices, letting others run in between: to its end, or until `found` says that it is enough.
+/// Runs a scan to its end in slices, letting others run in between.
 async fn run(
     shared: &Shared,
     mut scan: Scan,
     readers: &Readers,
-    mut found: impl FnMut(EventRef<'_>) -> bool + Send,
+    mut found: impl FnMut(EventRef<'_>) -> Visit + Send,
 ) -> Result<(), Refusal> {
-    let mut is_enough = false;
-    loop {
-        let progress = {
-            let (world, now) = (shared.world(), unix_now());
-            let mut visit = |_: Seq, event: EventRef<'_>| {
-                if !may_read(&world, readers, event, now) {
-                    return Visit::Hide;
-                }
-                is_enough |= !found(event);
-                if is_enough { Visit::ServeLast } else { Visit::Serve }
-            };
-            shared.store.scan(&mut scan, limits::SLICE_RECORDS_MAX, &mut visit)
-        };
-        if progress.map_err(|error| shared.refuse_for(&error))? == Progress::Done || is_enough {
-            return Ok(());
-        }
+    while slice(shared, &mut scan, readers, &mut found)? == Progress::More {
         tokio::task::yield_now().await;
+    }
+    Ok(())
+}
+
+/// One slice of a scan, of what these readers may see now.
+fn slice(
+    shared: &Shared,
+    scan: &mut Scan,
+    readers: &Readers,
+    found: &mut (impl FnMut(EventRef<'_>) -> Visit + Send),
+) -> Result<Progress, Refusal> {
+    let (world, now) = (shared.world(), unix_now());
+    let mut visit = |_: Seq, event: EventRef<'_>| {
+        if may_read(&world, readers, event, now) { found(event) } else { Visit::Hide }
+    };
+    let progress = shared.store.scan(scan, limits::SLICE_RECORDS_MAX, &mut visit);
+    progress.map_err(|error| shared.refuse_for(&error))
+}
+
+/// Makes a query's answer, a piece at a time. Ends with the reader, or cuts one that stopped reading.
+async fn answer(
+    shared: Arc<Shared>,
+    readers: Readers,
+    filters: Vec<Filter>,
+    caller: Option<Caller>,
+    pieces: mpsc::Sender<Piece>,
+) {
+    let stop = shared.stop.clone();
+    let sent = tokio::select! {
+        biased;
+        () = stop.cancelled() => return,
+        sent = send_all(&shared, &readers, filters, &pieces) => sent,
+    };
+    if sent == Err(Unsent::Stalled) {
+        shared.metrics.count_cut(Cut::SlowReader);
+        if let Some(caller) = caller {
+            caller.hang_up.cancel();
+        }
+    }
+}
+
+/// Why an answer ended before its end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Unsent {
+    /// The client went away.
+    Gone,
+    /// The client stays and takes nothing.
+    Stalled,
+}
+
+async fn send_all(
+    shared: &Shared,
+    readers: &Readers,
+    filters: Vec<Filter>,
+    pieces: &mpsc::Sender<Piece>,
+) -> Result<(), Unsent> {
+    let most = shared.world().limits.results;
+    let filters: Arc<[Filter]> = filters.into();
+    let up_to = shared.tail.newest();
+    let mut lines = BytesMut::new();
+    for record in shared.recent(&filters, up_to, readers) {
+        push_line(&mut lines, record.as_ref());
+    }
+    let mut scan = Scan::new(filters, up_to, most);
+    loop {
+        // A scan that finds nothing sends nothing, so it must look whether anybody still waits.
+        if pieces.is_closed() {
+            return Err(Unsent::Gone);
+        }
+        let mut served = 0;
+        let progress = slice(shared, &mut scan, readers, &mut |event| {
+            push_line(&mut lines, event);
+            served += 1;
+            if lines.len() >= limits::SLICE_BYTES_MAX { Visit::ServeLast } else { Visit::Serve }
+        });
+        shared.metrics.served.inc_by(served);
+        if !lines.is_empty() {
+            send(pieces, Piece::Lines(lines.split().freeze())).await?;
+        }
+        match progress {
+            Ok(Progress::More) => tokio::task::yield_now().await,
+            Ok(Progress::Done) => return send(pieces, Piece::End).await,
+            Err(refusal) => return send(pieces, Piece::Failed(refusal)).await,
+        }
+    }
+}
+
+fn push_line(lines: &mut BytesMut, event: EventRef<'_>) {
+    lines.extend_from_slice(event.to_json().as_bytes());
+    lines.extend_from_slice(b"\n");
+}
+
+async fn send(pieces: &mpsc::Sender<Piece>, piece: Piece) -> Result<(), Unsent> {
+    match tokio::time::timeout(Duration::from_secs(limits::OUTBOX_STALL_SECS), pieces.send(piece)).await {
+        Ok(Ok(())) => Ok(()),
+        Ok(Err(_)) => Err(Unsent::Gone),
+        Err(_) => Err(Unsent::Stalled),
     }
 }

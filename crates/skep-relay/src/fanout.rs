@@ -16,19 +16,20 @@ const READ_MAX: usize = 256;
 /// Runs until the relay stops.
 pub(crate) async fn run(shared: Arc<Shared>) {
     let mut moved = shared.tail.watch();
-    let mut cursor = *moved.borrow_and_update();
+    // Where the relay began, not where the tail is when this thread comes to run: connections may be ahead of it.
+    let mut cursor = shared.live().cursor;
     loop {
-        tokio::select! {
-            biased;
-            () = shared.stop.cancelled() => return,
-            changed = moved.changed() => if changed.is_err() { return },
-        }
         loop {
             let changes = read(&shared, cursor);
             let Some(last) = changes.last().map(|change| change.seq) else { break };
             deliver_all(&shared, &changes);
             cursor = last;
             tokio::task::yield_now().await;
+        }
+        tokio::select! {
+            biased;
+            () = shared.stop.cancelled() => return,
+            changed = moved.changed() => if changed.is_err() { return },
         }
     }
 }

@@ -50,13 +50,14 @@ metrics! {
     connections: Gauge, "gauge", "Open WebSocket connections";
     connected: Counter, "counter", "WebSocket connections opened";
     refused_connections: Family<Reason, Counter>, "counter by reason", "Connections refused before they opened";
-    cut: Family<Reason, Counter>, "counter by reason", "Connections cut by the relay";
+    cut: Family<Reason, Counter>, "counter by reason", "Connections cut by the relay, HTTP ones too";
     accepted: Counter, "counter", "Events committed or put in the ring";
     duplicates: Counter, "counter", "Events that were here already";
     refused: Family<Reason, Counter>, "counter by reason", "Events refused, by prefix";
     verified: Counter, "counter", "Signatures checked";
     requests: Counter, "counter", "REQ messages";
     counts: Counter, "counter", "COUNT messages";
+    limited_requests: Counter, "counter", "HTTP requests refused for their rate";
     negotiations: Counter, "counter", "Reconciliations opened";
     served: Counter, "counter", "Stored events sent";
     delivered: Counter, "counter", "Live events queued for a subscription";

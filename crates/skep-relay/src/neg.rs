@@ -49,3 +49,37 @@ impl Negotiation {
         }
     }
 }
+
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "a test fails by a panic")]
+mod tests {
+    use super::*;
+
+    fn bytes(hex: &str) -> Vec<u8> {
+        let mut bytes = vec![0; hex.len() / 2];
+        faster_hex::hex_decode(hex.as_bytes(), &mut bytes).unwrap();
+        bytes
+    }
+
+    fn answer(message: &str) -> String {
+        let mut set = Collecting::default();
+        for (at, byte) in [(1_700_000_000, 0x11), (1_700_000_001, 0x22)] {
+            assert!(set.add(at, EventId([byte; 32])));
+        }
+        faster_hex::hex_string(&set.seal().unwrap().answer(&bytes(message)).unwrap())
+    }
+
+    #[test]
+    fn our_answers_to_frozen_messages_are_frozen() {
+        let ids = format!("610000020{}{}{}", 2, "11".repeat(32), "22".repeat(32));
+        assert_eq!(answer("6100000200"), ids, "to one who has nothing: all that we have");
+        assert_eq!(answer(&ids), ids, "ids are answered with ours: the asking side compares");
+        assert_eq!(
+            answer("61000001cd20b9f83aa18e89dd323257ca0a6e09"),
+            "61",
+            "to the same fingerprint: nothing more to say"
+        );
+        assert_eq!(answer(&format!("61000001{}", "ff".repeat(16))), ids, "to another fingerprint: all that we have");
+        assert_eq!(answer("6200"), "61", "to another version: ours");
+    }
+}

@@ -26,8 +26,6 @@ pub struct Config {
     /// Rules and limits; its policy and registry are replaced by what the store holds.
     pub world: World,
     pub identity: Identity,
-    /// Names for NIP-05.
-    pub names: Vec<(String, PubKey)>,
     pub store: Options,
     /// Whether blobs are kept (Blossom), below the store's directory.
     pub has_blobs: bool,
@@ -85,7 +83,6 @@ impl Relay {
             writer,
             pool,
             identity: config.identity,
-            names: config.names,
             blobs,
             keys: config.keys,
             runtime: tokio::runtime::Handle::current(),

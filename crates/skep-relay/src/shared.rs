@@ -45,7 +45,6 @@ pub struct Shared {
     tokens: Mutex<AHashMap<EventId, Timestamp>>,
     pub(crate) metrics: Metrics,
     pub(crate) identity: Identity,
-    pub(crate) names: Vec<(String, PubKey)>,
     pub(crate) blobs: Option<BlobStore>,
     pub(crate) next_conn: AtomicU64,
     pub(crate) stop: CancellationToken,
@@ -59,6 +58,7 @@ pub struct Shared {
 
 struct Rates {
     by_ip: Buckets<IpAddr>,
+    http: Buckets<IpAddr>,
     by_key: Buckets<PubKey>,
     metrics: Buckets<PubKey>,
     telemetry: Buckets<PubKey>,
@@ -79,7 +79,6 @@ pub(crate) struct Parts {
     pub writer: Writer,
     pub pool: Pool,
     pub identity: Identity,
-    pub names: Vec<(String, PubKey)>,
     pub blobs: Option<BlobStore>,
     pub keys: Keypair,
     pub runtime: tokio::runtime::Handle,
@@ -91,6 +90,7 @@ impl Shared {
         let limits = &parts.world.limits;
         let rates = Rates {
             by_ip: Buckets::new(Rate::per_second(limits.events_per_second_per_ip)),
+            http: Buckets::new(Rate::per_second(limits.http_requests_per_second_per_ip)),
             by_key: Buckets::new(Rate::per_second(limits.events_per_second_per_pubkey)),
             metrics: Buckets::new(Rate::per_minute(limits::METRICS_PER_MINUTE)),
             telemetry: Buckets::new(Rate {
@@ -112,7 +112,6 @@ impl Shared {
             tokens: Mutex::new(AHashMap::new()),
             metrics: Metrics::new(),
             identity: parts.identity,
-            names: parts.names,
             blobs: parts.blobs,
             next_conn: AtomicU64::new(1),
             stop: CancellationToken::new(),
@@ -153,6 +152,12 @@ impl Shared {
             }
             _ => Ok(()),
         }
+    }
+
+    /// Takes one of the HTTP requests that an address may make.
+    pub(crate) fn take_request(&self, ip: IpAddr) -> bool {
+        let now = self.now().mono_ms;
+        self.rates.lock().unwrap_or_else(PoisonError::into_inner).http.take(ip, now)
     }
 
     /// Whether a NIP-98 token is used for the first time.

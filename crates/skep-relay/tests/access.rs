@@ -2,13 +2,17 @@
 //! kind in the table; and to a stranger "absent" and "not yours" look alike.
 #![expect(clippy::unwrap_used, reason = "a test")]
 
+mod drawn;
 mod paths;
 
 use std::collections::BTreeSet;
 
-use paths::{Path, Rig, key, pubkey};
+use drawn::{Case, Drawn, truth};
+use paths::{Path, Reader, Rig, Seen, key, pubkey};
+use proptest::test_runner::{Config, TestCaseError, TestRunner};
+use serde_json::json;
 use skep_proto::kind::{TABLE, WriteRule};
-use skep_proto::{Draft, Kind, Record};
+use skep_proto::{Draft, EventId, Kind, Record};
 
 /// Who asks. Several keys at once is a reader of its own.
 const READERS: [(&str, &[u8]); 7] = [
@@ -26,7 +30,7 @@ pub const OWNER: u8 = 2;
 pub const OTHER: u8 = 3;
 pub const MEMBER: u8 = 4;
 pub const STRANGER: u8 = 5;
-const GONE: u8 = 6;
+pub const GONE: u8 = 6;
 
 /// Two events of each kind that can be stored or ringed: one to the owner, one to somebody else; some in a channel.
 fn events(now: u64) -> Vec<Record> {
@@ -119,5 +123,145 @@ async fn live_delivery_shows_the_same_as_every_other_path() {
         let got = reader.live_until_marker(&rig).await;
         assert!(got.is_subset(&all), "{name} sees live what it may not");
         assert!(got.is_superset(&may), "{name} misses live what it may see");
+    }
+}
+
+/// Each case is a relay of its own with 3 readers of 4 questions, each asked on every path; a case of `SKEP_CASES` is
+/// one question.
+const READERS_DRAWN: usize = 3;
+const QUESTIONS: usize = 4;
+
+#[test]
+fn all_paths_agree_with_the_truth_table_for_drawn_worlds_events_readers_and_filters() {
+    let questions = std::env::var("SKEP_CASES").ok().and_then(|text| text.parse().ok()).unwrap_or(600);
+    let cases = (questions / (READERS_DRAWN * QUESTIONS) as u32).max(1);
+    let mut runner = TestRunner::new(Config { cases, failure_persistence: None, ..Config::default() });
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
+    let strategy = drawn::case(READERS_DRAWN, QUESTIONS);
+    runner.run(&strategy, |case| runtime.block_on(ask_everything(&case)).map_err(TestCaseError::fail)).unwrap();
+}
+
+/// One drawn relay, from its start to its end, also when something is wrong: a failing case is run again and again.
+async fn ask_everything(case: &Case) -> Result<(), String> {
+    let now = paths::unix_now();
+    let all = drawn::build(&case.plans, now);
+    let rig = Rig::start_in(|world| drawn::furnish(world, &case.world, &all)).await;
+    let answered = store_and_ask(&rig, case, &all, now).await;
+    rig.stop().await;
+    answered
+}
+
+/// Every reader watches, everything is stored, then every reader asks every question on every path.
+async fn store_and_ask(rig: &Rig, case: &Case, all: &[Drawn], now: u64) -> Result<(), String> {
+    let marker = Draft::new(Kind(29_999), now, "marker").sign(&key(AGENT), &[0; 32]).into_record();
+    let mut readers = Vec::new();
+    for (keys, questions) in &case.readers {
+        let keys: Vec<u8> = keys.iter().copied().filter(|n| !(*n == OWNER && case.world.is_owner_banned)).collect();
+        let mut reader = rig.connect(&keys).await;
+        let filter = drawn::filter(&questions[0], all, now);
+        let is_live = reader.watch(&filter, &json!({ "ids": [marker.as_ref().id()] })).await;
+        readers.push((reader, questions, is_live));
+    }
+    let records: Vec<Record> = all.iter().map(|drawn| drawn.record.clone()).collect();
+    rig.store(&records).await;
+    rig.store(std::slice::from_ref(&marker)).await;
+    let there: BTreeSet<_> = rig.kept(&records).iter().map(|record| record.as_ref().id()).collect();
+    let kept: Vec<Drawn> = all.iter().filter(|drawn| there.contains(&drawn.record.as_ref().id())).cloned().collect();
+    let scene = Scene { case, all, kept: &kept, now };
+    for (mut reader, questions, is_live) in readers {
+        let got = if is_live { reader.live_until(marker.as_ref().id()).await } else { BTreeSet::new() };
+        scene.check_live(reader.keys(), &questions[0], &got)?;
+        for question in questions {
+            scene.ask(&mut reader, question).await?;
+        }
+        scene.check_absence(&mut reader).await?;
+    }
+    Ok(())
+}
+
+struct Scene<'a> {
+    case: &'a Case,
+    all: &'a [Drawn],
+    kept: &'a [Drawn],
+    now: u64,
+}
+
+impl Scene<'_> {
+    /// Live delivery gives what matches and may be seen; what was replaced in the same batch may or may not come.
+    fn check_live(&self, keys: &[u8], question: &drawn::Question, got: &BTreeSet<EventId>) -> Result<(), String> {
+        let visible = |list: &[Drawn]| -> BTreeSet<EventId> {
+            let visible = list.iter().filter(|drawn| {
+                truth::matches(question, drawn, self.all, self.now) && truth::sees(&self.case.world, keys, drawn)
+            });
+            visible.map(|drawn| drawn.record.as_ref().id()).collect()
+        };
+        let (least, most) = (visible(self.kept), visible(self.all));
+        let is_right = got.is_subset(&most) && got.is_superset(&least);
+        let told = || format!("live: {keys:?} of {question:?} got {}", self.told(got, &least));
+        if is_right { Ok(()) } else { Err(told()) }
+    }
+
+    async fn ask(&self, reader: &mut Reader, question: &drawn::Question) -> Result<(), String> {
+        let filter = drawn::filter(question, self.all, self.now);
+        let keys = reader.keys().to_vec();
+        let answer = |keys: &[u8]| truth::answer(&self.case.world, keys, question, (self.all, self.kept), self.now);
+        // An HTTP request carries one token, of one key.
+        let (whole, last) = (answer(&keys), answer(keys.last().map_or(&[], std::slice::from_ref)));
+        let seen = [
+            ("REQ", reader.request(&filter).await, Seen::Ids(whole.served)),
+            ("COUNT", reader.count(&filter).await, Seen::Count(whole.stored.len())),
+            ("negentropy", reader.reconcile(&filter).await, Seen::Ids(whole.stored)),
+            ("HTTP query", reader.http_query(&filter).await, Seen::Ids(last.served)),
+            ("HTTP count", reader.http_count(&filter).await, Seen::Count(last.stored.len())),
+        ];
+        for (path, got, expected) in seen {
+            match (&got, &expected) {
+                _ if got == expected => {}
+                (Seen::Ids(got), Seen::Ids(expected)) => {
+                    return Err(format!("{path}: {keys:?} of {filter} got {}", self.told(got, expected)));
+                }
+                _ => return Err(format!("{path}: {keys:?} of {filter} got {got:?}, should {expected:?}")),
+            }
+        }
+        Ok(())
+    }
+
+    /// What may not be seen is answered on every path like what is not there.
+    async fn check_absence(&self, reader: &mut Reader) -> Result<(), String> {
+        let keys = reader.keys().to_vec();
+        let http = keys.last().map_or(&[][..], std::slice::from_ref);
+        let is_hidden =
+            |drawn: &Drawn| !truth::sees(&self.case.world, &keys, drawn) && !truth::sees(&self.case.world, http, drawn);
+        // Every fourth is enough for one case, and asking costs most of a case's time.
+        for (i, drawn) in self.all.iter().enumerate().filter(|(_, drawn)| is_hidden(drawn)).step_by(4) {
+            let event = drawn.record.as_ref();
+            let pairs = [
+                (json!({ "ids": [event.id()] }), json!({ "ids": ["00".repeat(32)] })),
+                (
+                    json!({ "kinds": [event.kind()], "authors": [event.pubkey()], "#z": [i.to_string()], "since": 1 }),
+                    json!({ "kinds": [event.kind()], "authors": [event.pubkey()], "#z": ["nothing"], "since": 1 }),
+                ),
+            ];
+            for (hidden, absent) in pairs {
+                let (hidden, absent) = (reader.answers(&hidden).await, reader.answers(&absent).await);
+                if hidden != absent {
+                    return Err(format!("{keys:?} can tell {:?} from nothing: {hidden:?} {absent:?}", drawn.plan));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// The difference between two answers, as plans: what a person can read.
+    fn told(&self, got: &BTreeSet<EventId>, expected: &BTreeSet<EventId>) -> String {
+        let plans = |ids: Vec<&EventId>| -> Vec<&drawn::Plan> {
+            self.all
+                .iter()
+                .filter(|drawn| ids.contains(&&drawn.record.as_ref().id()))
+                .map(|drawn| &drawn.plan)
+                .collect()
+        };
+        let (more, less) = (got.difference(expected).collect(), expected.difference(got).collect());
+        format!("what it may not see {:?}, and lacks {:?}", plans(more), plans(less))
     }
 }

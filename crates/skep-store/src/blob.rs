@@ -13,6 +13,8 @@
 //! Must not: form a path from anything but a parsed [`BlobId`]; say that a blob is kept before file, sidecar and
 //! directory are on the disk; leave a temporary file behind.
 
+mod quota;
+
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fmt;
@@ -22,11 +24,14 @@ use std::ops::Bound;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use skep_proto::{EventId, PubKey, Timestamp, id::IdError};
+
+use quota::Incoming;
+pub use quota::Quota;
 
 /// Keys that may claim one blob. A sidecar is rewritten for each claim: 1,024 x 67 bytes is 68 KiB at most.
 const OWNERS_MAX: usize = 1_024;
@@ -103,6 +108,10 @@ pub enum BlobError {
     NotOwner,
     #[error("the blob is larger than {max} bytes")]
     TooLarge { max: u64 },
+    #[error("this key's blobs may have {max} bytes together; delete one to make room")]
+    KeyFull { max: u64 },
+    #[error("the blobs of this relay may have {max} bytes together, and they do; try again later")]
+    Full { max: u64 },
     #[error("the SHA-256 of the bytes received is {found}")]
     WrongHash { found: BlobId },
     #[error("{OWNERS_MAX} keys own this blob already")]
@@ -127,6 +136,10 @@ impl From<io::Error> for BlobError {
 pub struct BlobStore {
     root: PathBuf,
     next_incoming: AtomicU64,
+    /// Bytes that are being received.
+    incoming: Arc<AtomicU64>,
+    /// Bytes of all blobs. Beside the index, so that a batch of an upload asks for no lock.
+    stored: Arc<AtomicU64>,
     /// Held while a sidecar is read, changed and written, disk included: two claims at once must not lose one.
     writing: Mutex<()>,
     /// What the sidecars say. Held for a look-up only, never while waiting for the disk, so readers do not wait.
@@ -138,12 +151,19 @@ pub struct BlobStore {
 struct Index {
     blobs: HashMap<BlobId, BlobMeta>,
     by_owner: BTreeSet<(PubKey, Reverse<Timestamp>, BlobId)>,
+    /// Bytes of each key's blobs.
+    owned: HashMap<PubKey, u64>,
+    bytes: u64,
 }
 
 impl Index {
     fn insert(&mut self, id: BlobId, meta: BlobMeta) {
         self.remove(&id);
         self.by_owner.extend(meta.owners.iter().map(|owner| (*owner, Reverse(meta.uploaded), id)));
+        for owner in &meta.owners {
+            *self.owned.entry(*owner).or_default() += meta.size;
+        }
+        self.bytes += meta.size;
         self.blobs.insert(id, meta);
     }
 
@@ -151,6 +171,17 @@ impl Index {
         if let Some(meta) = self.blobs.remove(id) {
             for owner in meta.owners {
                 self.by_owner.remove(&(owner, Reverse(meta.uploaded), *id));
+                self.disown(owner, meta.size);
+            }
+            self.bytes -= meta.size;
+        }
+    }
+
+    fn disown(&mut self, owner: PubKey, bytes: u64) {
+        if let Some(owned) = self.owned.get_mut(&owner) {
+            *owned -= bytes;
+            if *owned == 0 {
+                self.owned.remove(&owner);
             }
         }
     }
@@ -175,15 +206,20 @@ pub struct Upload {
     hash: Sha256,
     size: u64,
     max: u64,
+    incoming: Incoming,
+    stored: Arc<AtomicU64>,
+    quota: Quota,
 }
 
 impl Upload {
-    /// Takes more bytes; [`BlobError::TooLarge`] as soon as there are too many.
+    /// Takes more bytes; [`BlobError::TooLarge`] or [`BlobError::Full`] as soon as there are too many.
     pub fn write(&mut self, bytes: &[u8]) -> Result<(), BlobError> {
         self.size += bytes.len() as u64;
         if self.size > self.max {
             return Err(BlobError::TooLarge { max: self.max });
         }
+        let received = self.incoming.add(bytes.len() as u64);
+        self.quota.check_total(self.stored.load(Ordering::Relaxed), received)?;
         self.hash.update(bytes);
         Ok(self.file.write_all(bytes)?)
     }
@@ -208,8 +244,9 @@ impl BlobStore {
             damaged += load_shard(&shard, &mut index)?;
         }
         sync_dir(&root)?;
+        let stored = Arc::new(AtomicU64::new(index.bytes));
         let (next_incoming, writing, index) = (AtomicU64::new(0), Mutex::new(()), Mutex::new(index));
-        Ok(Self { root, next_incoming, writing, index, damaged })
+        Ok(Self { root, next_incoming, incoming: Arc::default(), stored, writing, index, damaged })
     }
 
     /// Blobs that [`Self::open`] found with an unreadable sidecar, or a sidecar without its blob. Not served, not removed.
@@ -248,24 +285,42 @@ impl BlobStore {
         })
     }
 
+    /// Whether a key may add a blob of this size. Does not touch the disk. Asked again when the blob is here.
+    pub fn check_room(&self, owner: &PubKey, id: Option<&BlobId>, size: u64, quota: Quota) -> Result<(), BlobError> {
+        let index = self.index();
+        let known = id.and_then(|id| index.blobs.get(id));
+        if known.is_some_and(|meta| meta.owners.contains(owner)) {
+            return Ok(());
+        }
+        quota.check_key(index.owned.get(owner).copied().unwrap_or(0), size)?;
+        let more = if known.is_some() { 0 } else { size };
+        quota.check_total(index.bytes, more + self.incoming.load(Ordering::Relaxed))
+    }
+
     /// Begins to receive a blob of at most `max` bytes.
-    pub fn begin(&self, max: u64) -> Result<Upload, BlobError> {
+    pub fn begin(&self, max: u64, quota: Quota) -> Result<Upload, BlobError> {
         let n = self.next_incoming.fetch_add(1, Ordering::Relaxed);
         let path = self.root.join(format!("{INCOMING}{n}"));
         let file = File::create_new(&path)?;
-        Ok(Upload { file, temp: Temp(path), hash: Sha256::new(), size: 0, max })
+        let (incoming, stored) = (Incoming::new(&self.incoming), Arc::clone(&self.stored));
+        Ok(Upload { file, temp: Temp(path), hash: Sha256::new(), size: 0, max, incoming, stored, quota })
     }
 
     /// Keeps an upload whose hash is one of `expected`. When it returns, the blob and the claim survive a power cut.
     pub fn commit(&self, upload: Upload, expected: &[BlobId], claim: Claim) -> Result<Stored, BlobError> {
-        let Upload { file, temp, hash, size, .. } = upload;
+        // `_incoming` counts it until it is counted as stored.
+        let Upload { file, temp, hash, size, incoming: _incoming, quota, .. } = upload;
         let id = BlobId(hash.finalize().into());
         if !expected.contains(&id) {
             return Err(BlobError::WrongHash { found: id });
         }
         file.sync_all()?;
         let _writing = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(meta) = self.stat(&id) {
+        let known = self.stat(&id);
+        if known.as_ref().is_none_or(|meta| !meta.owners.contains(&claim.owner)) {
+            quota.check_key(self.index().owned.get(&claim.owner).copied().unwrap_or(0), size)?;
+        }
+        if let Some(meta) = known {
             return self.add_owner(id, meta, claim.owner);
         }
         fs::rename(&temp.0, self.blob_path(&id))?;
@@ -278,7 +333,7 @@ impl BlobStore {
             let _ = fs::remove_file(self.blob_path(&id));
             return Err(error);
         }
-        self.index().insert(id, meta.clone());
+        self.insert(id, meta.clone());
         Ok(Stored { id, meta, is_new: true })
     }
 
@@ -288,7 +343,7 @@ impl BlobStore {
                 return Err(BlobError::TooManyOwners);
             }
             self.write_sidecar(&id, &meta)?;
-            self.index().insert(id, meta.clone());
+            self.insert(id, meta.clone());
         }
         Ok(Stored { id, meta, is_new: false })
     }
@@ -302,15 +357,27 @@ impl BlobStore {
         }
         if !meta.owners.is_empty() {
             self.write_sidecar(id, &meta)?;
-            self.index().insert(*id, meta);
+            self.insert(*id, meta);
             return Ok(Released::Claim);
         }
         // The sidecar first: a blob without one does not exist, whenever the power fails.
         fs::remove_file(self.sidecar_path(id))?;
-        self.index().remove(id);
+        self.forget(id);
         sync_dir(&self.shard(id))?;
         fs::remove_file(self.blob_path(id))?;
         Ok(Released::Blob)
+    }
+
+    fn insert(&self, id: BlobId, meta: BlobMeta) {
+        let mut index = self.index();
+        index.insert(id, meta);
+        self.stored.store(index.bytes, Ordering::Relaxed);
+    }
+
+    fn forget(&self, id: &BlobId) {
+        let mut index = self.index();
+        index.remove(id);
+        self.stored.store(index.bytes, Ordering::Relaxed);
     }
 
     fn index(&self) -> MutexGuard<'_, Index> {
@@ -388,7 +455,7 @@ mod tests {
     }
 
     fn put(store: &BlobStore, bytes: &[u8], owner: PubKey, now: Timestamp) -> Result<Stored, BlobError> {
-        let mut upload = store.begin(1_000)?;
+        let mut upload = store.begin(1_000, Quota::default())?;
         upload.write(bytes)?;
         store.commit(upload, &[id_of(bytes)], claim(owner, now))
     }
@@ -439,10 +506,10 @@ mod tests {
     fn a_refused_or_broken_upload_leaves_no_file() {
         let dir = tempfile::tempdir().unwrap();
         let store = BlobStore::open(dir.path()).unwrap();
-        let mut upload = store.begin(3).unwrap();
+        let mut upload = store.begin(3, Quota::default()).unwrap();
         assert!(matches!(upload.write(b"four"), Err(BlobError::TooLarge { max: 3 })));
         drop(upload);
-        let mut upload = store.begin(10).unwrap();
+        let mut upload = store.begin(10, Quota::default()).unwrap();
         upload.write(b"other").unwrap();
         let refused = store.commit(upload, &[id_of(b"this")], claim(ANN, 1)).unwrap_err();
         assert!(matches!(refused, BlobError::WrongHash { found } if found == id_of(b"other")));

@@ -12,7 +12,8 @@ use std::time::{Duration, Instant};
 
 use secp256k1::{Keypair, SECP256K1};
 use serde_json::{Value, json};
-use skep_proto::{Draft, Kind};
+use skep_proto::attestation::{Conditions, attest};
+use skep_proto::{Draft, Kind, PubKey};
 
 /// A hermetic place to run the binary in.
 struct Place {
@@ -466,4 +467,58 @@ fn channels_are_listed_from_the_file_and_from_the_relay() {
     let from_relay = place.json(&["channels", "--relay", &relay.url, "--key", "admin"]);
     assert_eq!(from_relay, from_file);
     assert_eq!(json!(from_relay["rule"]["members"]).as_array().unwrap().len(), 1);
+}
+
+#[test]
+fn an_import_knows_of_owners_what_the_events_say_and_nothing_else() {
+    let place = Place::new();
+    let admin = place.json(&["key", "generate", "admin"]);
+    let config = place.write("c.toml", &format!("[relay]\nadmins = [{}]\n", admin["npub"]));
+    let [owner, attested, assigned, revoked] = [1, 3, 4, 5].map(keys);
+    let profile = |seed, agent: &Keypair, is_attested| {
+        let tag = attest(&owner, &key_of(agent), &Conditions::default(), &[0; 32]);
+        let draft = Draft::new(Kind::PROFILE, 1_700_000_000, "{}");
+        line(seed, if is_attested { draft.tag(tag) } else { draft })
+    };
+    let profiles = [profile(3, &attested, true), profile(4, &assigned, false), profile(5, &revoked, true)].concat();
+    {
+        let relay = place.serve("a", &config);
+        assert_eq!(place.pipe(&["import", "--relay", &relay.url], &profiles).code, 0);
+        let hex = |keys: &Keypair| key_of(keys).to_hex();
+        let call = ["--key", "admin", "--relay", &relay.url];
+        place.json(&[&["agent", "assign", &hex(&assigned), "--owner", &hex(&owner)], &call[..]].concat());
+        place.json(&[&["agent", "revoke", &hex(&revoked)], &call[..]].concat());
+    }
+    let told = place.pipe(&["import", "--data", "b", "--json"], &place.export("a"));
+    let told: Value = serde_json::from_str(&told.stdout).unwrap();
+    // Both profiles that carry an attestation. Neither what an admin assigned nor what was revoked is an event: for
+    // those the data directory is copied, as the help of `export` says.
+    assert_eq!((&told["imported"], &told["owners_learned"]), (&json!(3), &json!(2)), "{told}");
+}
+
+fn key_of(keys: &Keypair) -> PubKey {
+    PubKey(keys.x_only_public_key().0.serialize())
+}
+
+#[test]
+fn a_local_name_is_added_listed_and_removed_while_the_relay_runs_and_outlives_a_restart() {
+    let place = Place::new();
+    let admin = place.json(&["key", "generate", "admin"]);
+    let (npub, hex) = (admin["npub"].as_str().unwrap(), admin["pubkey"].as_str().unwrap());
+    let config = format!("[relay]\nadmins = [\"{npub}\"]\n[relay.names]\nkeeper = \"{npub}\"\n");
+    let config = place.write("c.toml", &config);
+    let list = |url: &str| place.run(&["relay", "name", "list", "--key", "admin", "--relay", url]).stdout;
+    {
+        let relay = place.serve("a", &config);
+        let call = ["--key", "admin", "--relay", &relay.url];
+        place.json(&[&["relay", "name", "add", "alice", "admin"], &call[..]].concat());
+        assert_eq!(list(&relay.url), format!("{hex}  alice\n{hex}  keeper\n"));
+        let refused = place.run(&[&["relay", "name", "remove", "keeper"], &call[..]].concat());
+        assert!(refused.code != 0 && refused.stderr.contains("in the relay's configuration"), "{}", refused.stderr);
+    }
+    let relay = place.serve("a", &config);
+    let call = ["--key", "admin", "--relay", &relay.url];
+    assert_eq!(list(&relay.url), format!("{hex}  alice\n{hex}  keeper\n"));
+    place.json(&[&["relay", "name", "remove", "alice"], &call[..]].concat());
+    assert_eq!(list(&relay.url), format!("{hex}  keeper\n"));
 }

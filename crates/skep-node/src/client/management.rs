@@ -15,7 +15,7 @@ use url::Url;
 
 use super::{ClientError, TIMEOUT_DEFAULT, dial};
 use crate::clock::unix_now;
-use crate::keys::Keys;
+use crate::keys::{Keys, fresh_aux};
 
 /// The content type of NIP-86, request and response.
 const CONTENT_TYPE: &str = "application/nostr+json+rpc";
@@ -90,11 +90,14 @@ fn request(url: &Url, body: String, keys: &Keys) -> Result<Request<Full<Bytes>>,
 /// The header value of NIP-98: one signed event, good for this url, method and body.
 fn authorization(url: &Url, body: &str, keys: &Keys) -> String {
     let payload = faster_hex::hex_string(&Sha256::digest(body.as_bytes()));
+    // Two equal calls in one second would be one event otherwise, and a token works once.
+    let nonce = faster_hex::hex_string(&fresh_aux()[..16]);
     let event = keys.sign(
         Draft::new(Kind::HTTP_AUTH, unix_now(), "")
             .tag(["u", url.as_str()])
             .tag(["method", "POST"])
-            .tag(["payload", &payload]),
+            .tag(["payload", &payload])
+            .tag(["nonce", &nonce]),
     );
     format!("Nostr {}", STANDARD.encode(event.to_json()))
 }

@@ -23,8 +23,8 @@ use bytes::Bytes;
 use futures_util::stream;
 use http_body_util::BodyExt;
 use serde_json::{Value, json};
-use skep_proto::Refusal;
-use skep_store::blob::{BlobError, BlobId, BlobMeta, BlobStore, Claim, Upload};
+use skep_proto::{PubKey, Refusal};
+use skep_store::blob::{BlobError, BlobId, BlobMeta, BlobStore, Claim, Quota, Upload};
 
 use super::auth::{self, Verb};
 use super::pages::web_url;
@@ -71,7 +71,8 @@ impl From<BlobError> for Problem {
         let status = match &error {
             BlobError::NotFound => StatusCode::NOT_FOUND,
             BlobError::NotOwner | BlobError::TooManyOwners => StatusCode::FORBIDDEN,
-            BlobError::TooLarge { .. } => StatusCode::PAYLOAD_TOO_LARGE,
+            BlobError::TooLarge { .. } | BlobError::KeyFull { .. } => StatusCode::PAYLOAD_TOO_LARGE,
+            BlobError::Full { .. } => StatusCode::INSUFFICIENT_STORAGE,
             BlobError::WrongHash { .. } => StatusCode::CONFLICT,
             BlobError::DiskFull => return problem(StatusCode::INSUFFICIENT_STORAGE, "the relay's disk is full"),
             BlobError::Io(error) => {
@@ -129,8 +130,9 @@ pub async fn upload<B: Backend>(State(backend): State<Arc<B>>, request: Request)
     let announced = text(&head.headers, "x-sha-256").map(blob_id).transpose()?;
     let token = auth::uploader(&*backend, &head.headers, announced.as_ref())?;
     let length = text(&head.headers, "content-length").and_then(|length| length.parse::<u64>().ok());
-    let max = check_size(&*backend, length.unwrap_or(0))?;
-    let received = receive(&backend, body, max).await?;
+    let bounds = bounds(&*backend);
+    bounds.check(store(&*backend)?, &token.key, announced.as_ref(), length.unwrap_or(0))?;
+    let received = receive(&backend, body, bounds).await?;
     let claim = Claim { owner: token.key, media_type: media_type(&head.headers), now: backend.now() };
     let expected = announced.map_or_else(|| token.blobs.clone(), |id| vec![id]);
     let stored = on_disk(&backend, move |blobs| blobs.commit(received, &expected, claim)).await;
@@ -148,23 +150,42 @@ pub async fn may_upload<B: Backend>(State(backend): State<Arc<B>>, headers: Head
     store(&*backend)?;
     let id = text(&headers, "x-sha-256").map(blob_id).transpose()?;
     let id = id.ok_or_else(|| problem(StatusCode::BAD_REQUEST, "X-SHA-256 is missing"))?;
-    auth::uploader(&*backend, &headers, Some(&id))?;
+    let token = auth::uploader(&*backend, &headers, Some(&id))?;
     let length = text(&headers, "x-content-length");
     let length = length.ok_or_else(|| problem(StatusCode::LENGTH_REQUIRED, "X-Content-Length is missing"))?;
     let length = length.parse().map_err(|_| problem(StatusCode::BAD_REQUEST, "X-Content-Length is not a number"))?;
-    check_size(&*backend, length)?;
+    bounds(&*backend).check(store(&*backend)?, &token.key, Some(&id), length)?;
     Ok(StatusCode::OK.into_response())
 }
 
-/// The most that an upload may have, when `size` is not more than that.
-fn check_size<B: Backend>(backend: &B, size: u64) -> Result<u64, BlobError> {
-    let max = backend.with_world(|world| world.limits.blob_bytes as u64);
-    if size > max { Err(BlobError::TooLarge { max }) } else { Ok(max) }
+/// What an upload may have.
+#[derive(Debug, Clone, Copy)]
+struct Bounds {
+    blob: u64,
+    quota: Quota,
+}
+
+fn bounds<B: Backend>(backend: &B) -> Bounds {
+    backend.with_world(|world| {
+        let limits = &world.limits;
+        let quota = Quota { per_key: limits.blob_bytes_per_key, total: limits.blob_bytes_total };
+        Bounds { blob: limits.blob_bytes as u64, quota }
+    })
+}
+
+impl Bounds {
+    /// Before the first byte is received; an upload that does not say its size is stopped on its way.
+    fn check(self, blobs: &BlobStore, owner: &PubKey, id: Option<&BlobId>, size: u64) -> Result<(), BlobError> {
+        if size > self.blob {
+            return Err(BlobError::TooLarge { max: self.blob });
+        }
+        blobs.check_room(owner, id, size, self.quota)
+    }
 }
 
 /// Takes a body to the disk, a batch at a time.
-async fn receive<B: Backend>(backend: &Arc<B>, mut body: Body, max: u64) -> Result<Upload, Problem> {
-    let mut upload = on_disk(backend, move |blobs| blobs.begin(max)).await?;
+async fn receive<B: Backend>(backend: &Arc<B>, mut body: Body, bounds: Bounds) -> Result<Upload, Problem> {
+    let mut upload = on_disk(backend, move |blobs| blobs.begin(bounds.blob, bounds.quota)).await?;
     let mut batch = Vec::new();
     loop {
         let frame = tokio::time::timeout(STALL_MAX, body.frame()).await;
@@ -448,6 +469,30 @@ mod tests {
         assert_eq!(put(&backend, b"12345", "", 1).await.status, 413);
         let said = upload_request(b"1", &["Content-Length: 5"], blossom("upload", &[&hash_of(b"1")]), 1);
         assert_eq!(backend.call(said).await.status, 413);
+    }
+
+    #[tokio::test]
+    async fn quotas_of_a_key_and_of_the_relay_are_told_apart_before_and_during_an_upload() {
+        let backend = Fake::open();
+        backend.change(|world| (world.limits.blob_bytes_per_key, world.limits.blob_bytes_total) = (6, 10));
+        assert_eq!(put(&backend, b"1234", "", 1).await.status, 201);
+        let over = put(&backend, b"567", "", 1).await;
+        let reason = "this key's blobs may have 6 bytes together; delete one to make room";
+        assert_eq!((over.status, over.header("x-reason")), (413, reason));
+        assert_eq!(put(&backend, b"12345", "", 2).await.status, 201);
+        let full = put(&backend, b"67", "", 3).await;
+        let reason = "the blobs of this relay may have 10 bytes together, and they do; try again later";
+        assert_eq!((full.status, full.header("x-reason")), (507, reason));
+        let ask = async |bytes: &[u8], n| {
+            let id = format!("X-SHA-256: {}", hash_of(bytes));
+            let headers = [&*id, &*format!("X-Content-Length: {}", bytes.len())];
+            let token = blossom("upload", &[&hash_of(bytes)]);
+            backend.call(signed(request("HEAD", "/upload", &headers, ""), token, n)).await.status
+        };
+        assert_eq!((ask(b"567", 1).await, ask(b"67", 3).await, ask(b"1234", 3).await), (413, 507, 200));
+        let gone = request("DELETE", &format!("/{}", hash_of(b"1234")), &[], "");
+        assert_eq!(backend.call(signed(gone, blossom("delete", &[&hash_of(b"1234")]), 1)).await.status, 204);
+        assert_eq!(put(&backend, b"567", "", 1).await.status, 201, "what is deleted makes room");
     }
 
     #[tokio::test]

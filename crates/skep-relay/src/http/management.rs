@@ -64,6 +64,8 @@ fn is_call(headers: &HeaderMap) -> bool {
 pub mod fake {
     use std::collections::HashSet;
     use std::sync::Mutex;
+    use std::sync::atomic::AtomicU32;
+    use std::sync::atomic::Ordering::SeqCst;
 
     use axum::http::HeaderMap;
     use base64::Engine;
@@ -71,7 +73,7 @@ pub mod fake {
     use sha2::{Digest, Sha256};
     use skep_core::world::{Policy, Registry};
     use skep_proto::limits::Limits;
-    use skep_proto::{Draft, Kind, Seq};
+    use skep_proto::{Draft, Kind, Record, Seq};
     use tower::ServiceExt;
 
     use super::super::*;
@@ -85,6 +87,7 @@ pub mod fake {
         pub identity: Identity,
         pub stored: Mutex<Vec<Record>>,
         pub not_ready: Option<String>,
+        pub requests_left: AtomicU32,
         blobs: (tempfile::TempDir, BlobStore),
     }
 
@@ -100,6 +103,7 @@ pub mod fake {
                 min_pow: 0,
                 is_search_on: true,
                 channels: Default::default(),
+                names: [("ann".to_owned(), key(1)), ("bob".to_owned(), key(2))].into(),
                 limits: Limits { blob_bytes: 3_000_000, ..Limits::default() },
                 policy: Policy::default(),
                 registry: Registry::default(),
@@ -126,6 +130,7 @@ pub mod fake {
                 identity,
                 stored: Mutex::default(),
                 not_ready: None,
+                requests_left: AtomicU32::new(u32::MAX),
                 blobs,
             })
         }
@@ -142,6 +147,16 @@ pub mod fake {
 
         pub fn change(&self, f: impl FnOnce(&mut World)) {
             f(&mut self.world.lock().unwrap());
+        }
+
+        fn find(&self, readers: &Readers, filters: &[Filter]) -> Vec<Record> {
+            let world = self.world.lock().unwrap();
+            let stored = self.stored.lock().unwrap();
+            let found = stored.iter().filter(|record| {
+                let event = record.as_ref();
+                skep_core::may_read(&world, readers, event, NOW) && filters.iter().any(|filter| filter.matches(event))
+            });
+            found.cloned().collect()
         }
 
         pub async fn call(self: &Arc<Self>, request: Request) -> Answer {
@@ -180,17 +195,15 @@ pub mod fake {
             }
             Ok(())
         }
-        async fn query(&self, readers: Readers, filters: Vec<Filter>) -> Result<Vec<Record>, Refusal> {
-            let world = self.world.lock().unwrap();
-            let stored = self.stored.lock().unwrap();
-            let found = stored.iter().filter(|record| {
-                let event = record.as_ref();
-                skep_core::may_read(&world, &readers, event, NOW) && filters.iter().any(|filter| filter.matches(event))
-            });
-            Ok(found.cloned().collect())
+        fn query(self: Arc<Self>, readers: Readers, filters: Vec<Filter>, _: Option<Caller>) -> Pieces {
+            let found = self.find(&readers, &filters);
+            let (sender, pieces) = mpsc::channel(found.len() + 1);
+            let lines = found.iter().map(|record| Piece::Lines(format!("{}\n", record.as_ref().to_json()).into()));
+            lines.chain([Piece::End]).for_each(|piece| sender.try_send(piece).unwrap());
+            pieces
         }
         async fn count(&self, readers: Readers, filters: Vec<Filter>) -> Result<u64, Refusal> {
-            Ok(self.query(readers, filters).await?.len() as u64)
+            Ok(self.find(&readers, &filters).len() as u64)
         }
         async fn submit(&self, _: Readers, event: RawEvent) -> Result<Accepted, Refusal> {
             let event = event.verify().map_err(|failed| Prefix::Invalid.because(failed.to_string()))?;
@@ -201,6 +214,9 @@ pub mod fake {
             stored.push(event.into_record());
             Ok(Accepted::Stored(Seq(stored.len() as u64)))
         }
+        fn take_request(&self, _: IpAddr) -> bool {
+            self.requests_left.fetch_update(SeqCst, SeqCst, |left| left.checked_sub(1)).is_ok()
+        }
         fn metrics(&self) -> String {
             "# EOF\n".into()
         }
@@ -209,9 +225,6 @@ pub mod fake {
         }
         fn blobs(&self) -> Option<&BlobStore> {
             Some(&self.blobs.1)
-        }
-        fn names(&self) -> Vec<(String, PubKey)> {
-            vec![("ann".into(), key(1)), ("bob".into(), key(2))]
         }
     }
 
@@ -308,6 +321,32 @@ mod tests {
         assert_eq!(claim, json!({ "result": "f".repeat(32) }));
         let listed = manage(&backend, 50, "supportedmethods", json!([])).await.json();
         assert!(listed["result"].as_array().unwrap().contains(&json!("banpubkey")));
+    }
+
+    #[tokio::test]
+    async fn a_name_is_served_from_the_moment_it_is_added_until_it_is_removed() {
+        let backend = Fake::open();
+        let served = async |name: &str| {
+            let uri = format!("/.well-known/nostr.json?name={name}");
+            backend.call(request("GET", &uri, &[], "")).await.json()["names"][name].clone()
+        };
+        let call = async |method: &str, params: Value| manage(&backend, 50, method, params).await.json();
+        assert_eq!(call("addname", json!(["cleo", key(3)])).await, json!({ "result": true }));
+        assert_eq!(call("addname", json!(["ann", key(4)])).await, json!({ "result": true }));
+        let listed = json!([
+            { "name": "ann", "pubkey": key(4) }, { "name": "bob", "pubkey": key(2) }, { "name": "cleo", "pubkey": key(3) },
+        ]);
+        assert_eq!(call("listnames", json!([])).await["result"], listed);
+        assert_eq!((served("cleo").await, served("ann").await), (json!(key(3)), json!(key(4))));
+        for name in ["cleo", "ann"] {
+            assert_eq!(call("removename", json!([name])).await, json!({ "result": true }));
+        }
+        assert_eq!((served("cleo").await, served("ann").await), (Value::Null, json!(key(1))), "as configured");
+        for bad in [json!(["bob"]), json!(["nobody"]), json!(["No Name"])] {
+            assert!(call("removename", bad).await["error"].is_string());
+        }
+        assert!(manage(&backend, 3, "addname", json!(["eve", key(3)])).await.json()["error"].is_string());
+        assert!(call("addname", json!(["Eve", key(3)])).await["error"].is_string(), "a name is lowercase");
     }
 
     #[tokio::test]

@@ -11,9 +11,11 @@ mod blossom;
 mod management;
 mod nip11;
 mod pages;
+mod query;
+mod rate;
 
-use std::convert::Infallible;
 use std::future::Future;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -24,16 +26,16 @@ use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Uri, he
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post, put};
-use bytes::{Bytes, BytesMut};
-use futures_util::stream;
+use bytes::Bytes;
 use http_body_util::{BodyExt, LengthLimitError, Limited};
 use serde_json::{Value, json};
 use skep_core::door::Accepted;
 use skep_core::management::Change;
-use skep_core::session::{check_filters, check_reader};
 use skep_core::{Readers, World};
-use skep_proto::{EventId, Filter, Prefix, PubKey, RawEvent, Record, Refusal, Timestamp};
+use skep_proto::{EventId, Filter, Prefix, PubKey, RawEvent, Refusal, Timestamp};
 use skep_store::blob::BlobStore;
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
 
 use auth::Asked;
 #[cfg(test)]
@@ -41,9 +43,6 @@ use management::fake;
 
 /// For a whole JSON body to arrive: 512 KiB at 20 KiB/s is 26 s.
 const BODY_TIME_MAX: Duration = Duration::from_secs(30);
-
-/// Bytes of one frame of a streamed answer.
-const ANSWER_CHUNK_BYTES: usize = 64 * 1024;
 
 /// Who this relay says it is. What an administrator changed at run time is in the policy, and wins.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -81,21 +80,40 @@ pub trait Backend: Send + Sync + 'static {
     fn policy_turn(&self) -> &tokio::sync::Mutex<()>;
     /// Persists a change; when it returns, the change bites.
     fn apply(&self, change: Change) -> impl Future<Output = Result<(), Refusal>> + Send;
-    fn query(
-        &self,
-        readers: Readers,
-        filters: Vec<Filter>,
-    ) -> impl Future<Output = Result<Vec<Record>, Refusal>> + Send;
+    /// Starts a query; its answer comes in pieces, as fast as they are taken and no faster.
+    fn query(self: Arc<Self>, readers: Readers, filters: Vec<Filter>, caller: Option<Caller>) -> Pieces;
     fn count(&self, readers: Readers, filters: Vec<Filter>) -> impl Future<Output = Result<u64, Refusal>> + Send;
     fn submit(&self, readers: Readers, event: RawEvent) -> impl Future<Output = Result<Accepted, Refusal>> + Send;
+    /// Takes one of the requests that an address may make; `false` when there is none left.
+    fn take_request(&self, ip: IpAddr) -> bool;
     /// Prometheus text.
     fn metrics(&self) -> String;
     /// Whether events can be taken and served now; if not, why not.
     fn ready(&self) -> Result<(), String>;
     fn blobs(&self) -> Option<&BlobStore>;
-    /// NIP-05 local names.
-    fn names(&self) -> Vec<(String, PubKey)>;
 }
+
+/// The connection that a request came by. The listener adds it to a request's extensions.
+#[derive(Debug, Clone)]
+pub struct Caller {
+    pub ip: IpAddr,
+    /// Ends the connection: for a client that does not read its answer.
+    pub hang_up: CancellationToken,
+}
+
+/// A part of a query's answer. A channel that ends without [`Piece::End`] is an answer that broke off.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Piece {
+    /// Events as lines of JSON.
+    Lines(Bytes),
+    /// The scan failed.
+    Failed(Refusal),
+    /// That was all.
+    End,
+}
+
+/// The pieces of one answer, [`skep_proto::limits::HTTP_PIECES_MAX`] of them in between.
+pub type Pieces = mpsc::Receiver<Piece>;
 
 /// Every route of the relay's port. WebSocket upgrades of `/` are taken before it.
 pub fn router<B: Backend>(backend: Arc<B>) -> Router {
@@ -105,13 +123,14 @@ pub fn router<B: Backend>(backend: Arc<B>) -> Router {
         .route("/ready", get(pages::ready::<B>))
         .route("/metrics", get(pages::metrics::<B>))
         .route("/.well-known/nostr.json", get(pages::names::<B>))
-        .route("/query", post(query::<B>))
-        .route("/count", post(count::<B>))
+        .route("/query", post(query::query::<B>))
+        .route("/count", post(query::count::<B>))
         .route("/event", post(event::<B>))
         .route("/upload", put(blossom::upload::<B>).head(blossom::may_upload::<B>))
         .route("/list/{key}", get(blossom::list::<B>))
         .route("/{blob}", get(blossom::fetch::<B>).delete(blossom::delete::<B>))
         .fallback(async || error(StatusCode::NOT_FOUND, "invalid: there is nothing here"))
+        .layer(middleware::from_fn_with_state(Arc::clone(&backend), rate::limit::<B>))
         .with_state(backend)
         .layer(middleware::from_fn(for_browsers))
 }
@@ -128,7 +147,7 @@ async fn for_browsers(request: Request, next: Next) -> Response {
             "Authorization, Accept, Content-Type, Range, If-None-Match, X-SHA-256, X-Content-Length, X-Content-Type, *",
         ),
         (header::ACCESS_CONTROL_ALLOW_METHODS, "GET, HEAD, POST, PUT, DELETE, OPTIONS"),
-        (header::ACCESS_CONTROL_EXPOSE_HEADERS, "X-Reason, ETag, Content-Range, Content-Length"),
+        (header::ACCESS_CONTROL_EXPOSE_HEADERS, "X-Reason, ETag, Content-Range, Content-Length, Retry-After"),
         (header::ACCESS_CONTROL_MAX_AGE, "86400"),
         (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
     ];
@@ -180,55 +199,6 @@ async fn read_body<B: Backend>(backend: &B, request: Request) -> Result<(request
         }
         Ok(Err(_)) => Err(error(StatusCode::BAD_REQUEST, "invalid: the body could not be read")),
         Err(_) => Err(error(StatusCode::REQUEST_TIMEOUT, "invalid: the body took too long")),
-    }
-}
-
-async fn query<B: Backend>(State(backend): State<Arc<B>>, request: Request) -> Response {
-    let (readers, filters) = match ask(&*backend, request).await {
-        Ok(asked) => asked,
-        Err(answer) => return answer,
-    };
-    match backend.query(readers, filters).await {
-        Ok(records) => answer(StatusCode::OK, "application/x-ndjson", lines(records)),
-        Err(refusal) => refused(&refusal),
-    }
-}
-
-async fn count<B: Backend>(State(backend): State<Arc<B>>, request: Request) -> Response {
-    let (readers, filters) = match ask(&*backend, request).await {
-        Ok(asked) => asked,
-        Err(answer) => return answer,
-    };
-    match backend.count(readers, filters).await {
-        Ok(count) => json_answer(StatusCode::OK, &json!({ "count": count })),
-        Err(refusal) => refused(&refusal),
-    }
-}
-
-/// What a body asks for and who asks, after the rules that a REQ passes too.
-async fn ask<B: Backend>(backend: &B, request: Request) -> Result<(Readers, Vec<Filter>), Response> {
-    let (head, body) = read_body(backend, request).await?;
-    let asked = Asked { method: &head.method, uri: &head.uri, body: &body };
-    let checked = auth::reader(backend, &head.headers, asked).and_then(|readers| {
-        let filters = parse_filters(&body)?;
-        backend.with_world(|world| {
-            check_filters(world, &filters).and_then(|()| check_reader(world, &readers, &filters))
-        })?;
-        Ok((readers, filters))
-    });
-    checked.map_err(|refusal| refused(&refusal))
-}
-
-/// One filter, or an array of them.
-fn parse_filters(body: &[u8]) -> Result<Vec<Filter>, Refusal> {
-    let parsed = match body.trim_ascii_start().first() {
-        Some(b'[') => serde_json::from_slice(body),
-        _ => serde_json::from_slice(body).map(|filter| vec![filter]),
-    };
-    match parsed {
-        Ok(filters) if filters.is_empty() => Err(Prefix::Invalid.because("the body lacks a filter")),
-        Ok(filters) => Ok(filters),
-        Err(error) => Err(Prefix::Invalid.because(format!("the body is not a filter: {error}"))),
     }
 }
 
@@ -297,22 +267,6 @@ impl Span {
             _ => Self::Whole,
         }
     }
-}
-
-/// Events as lines of JSON, copied out a chunk at a time as the reader takes them.
-fn lines(records: Vec<Record>) -> Body {
-    let mut rest = records.into_iter();
-    let chunks = std::iter::from_fn(move || {
-        let mut chunk = BytesMut::new();
-        while chunk.len() < ANSWER_CHUNK_BYTES
-            && let Some(record) = rest.next()
-        {
-            chunk.extend_from_slice(record.as_ref().to_json().as_bytes());
-            chunk.extend_from_slice(b"\n");
-        }
-        (!chunk.is_empty()).then(|| Ok::<_, Infallible>(chunk.freeze()))
-    });
-    Body::from_stream(stream::iter(chunks))
 }
 
 #[cfg(test)]

@@ -46,11 +46,13 @@ pub async fn names<B: Backend>(State(backend): State<Arc<B>>, uri: Uri) -> Respo
     let wanted = query_value(&uri, "name");
     let url = &backend.identity().public_url;
     let (mut names, mut relays) = (Map::new(), Map::new());
-    let known = backend.names().into_iter().filter(|(name, _)| wanted.is_none_or(|wanted| wanted == name));
-    for (name, key) in known.take(NAMES_MAX) {
-        names.insert(name, json!(key));
-        relays.insert(key.to_hex(), json!([url]));
-    }
+    backend.with_world(|world| {
+        let known = world.local_names().into_iter().filter(|(name, _)| wanted.is_none_or(|wanted| wanted == *name));
+        for (name, key) in known.take(NAMES_MAX) {
+            names.insert(name.to_owned(), json!(key));
+            relays.insert(key.to_hex(), json!([url]));
+        }
+    });
     json_answer(StatusCode::OK, &json!({ "names": Value::Object(names), "relays": Value::Object(relays) }))
 }
 

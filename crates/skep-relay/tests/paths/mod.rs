@@ -2,8 +2,9 @@
 
 use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use axum::http::HeaderValue;
 use futures_util::{SinkExt, StreamExt};
 use http_body_util::{BodyExt, Full};
 use negentropy::{Id, Negentropy, NegentropyStorageVector};
@@ -20,7 +21,7 @@ use skep_relay::{Config, Relay};
 use skep_store::{Op, Options};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_tungstenite::WebSocketStream;
-use tokio_tungstenite::tungstenite::Message;
+use tokio_tungstenite::tungstenite::{Message, Utf8Bytes};
 
 pub fn key(n: u8) -> Keypair {
     Keypair::from_seckey_slice(SECP256K1, &[n + 1; 32]).unwrap()
@@ -33,6 +34,9 @@ pub fn pubkey(n: u8) -> PubKey {
 pub fn unix_now() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs()
 }
+
+/// A message that never comes must fail the test, not hang it.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A way to read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -78,15 +82,20 @@ pub struct Rig {
 
 impl Rig {
     pub async fn start() -> Self {
+        Self::start_in(|_| {}).await
+    }
+
+    /// A relay whose rules are not the usual ones.
+    pub async fn start_in(change: impl FnOnce(&mut World)) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
-        let world = world(&address.to_string());
+        let mut world = world(&address.to_string());
+        change(&mut world);
         let config = Config {
             keys: key(99),
             world,
             identity: identity(&format!("ws://{address}")),
-            names: Vec::new(),
             store: Options { is_durable: false, map_bytes: 1 << 30, ..Options::new(dir.path().join("data")) },
             has_blobs: false,
         };
@@ -96,6 +105,11 @@ impl Rig {
         rig.relay.commit(vec![Op::Own { agent: pubkey(crate::AGENT), row }]).await.unwrap();
         rig.relay.learn(pubkey(crate::AGENT), ownership());
         rig
+    }
+
+    /// Ends the relay, so that a test may start hundreds.
+    pub async fn stop(self) {
+        self.relay.shutdown().await;
     }
 
     /// Past the door: events of every kind must be there, also those that only the relay may publish.
@@ -191,7 +205,13 @@ fn world(host: &str) -> World {
         min_pow: 0,
         is_search_on: true,
         channels: channels.into_iter().collect(),
-        limits: Limits { connections_per_ip: 1_000, requests_per_second: 0, ..Limits::default() },
+        names: Default::default(),
+        limits: Limits {
+            connections_per_ip: 1_000,
+            requests_per_second: 0,
+            http_requests_per_second_per_ip: 0,
+            ..Limits::default()
+        },
         policy: Policy::default(),
         registry,
     }
@@ -219,14 +239,25 @@ pub struct Reader {
 }
 
 impl Reader {
+    /// The keys that this reader proved to hold.
+    pub fn keys(&self) -> &[u8] {
+        &self.keys
+    }
+
     async fn send(&mut self, message: &Value) {
         self.socket.send(Message::text(message.to_string())).await.unwrap();
     }
 
     async fn receive(&mut self) -> Value {
+        // Around the whole loop: pings must not prolong the wait.
+        let text = tokio::time::timeout(PATIENCE, self.next_text()).await.expect("a message in time");
+        serde_json::from_str(&text).unwrap()
+    }
+
+    async fn next_text(&mut self) -> Utf8Bytes {
         loop {
             if let Message::Text(text) = self.socket.next().await.unwrap().unwrap() {
-                return serde_json::from_str(&text).unwrap();
+                return text;
             }
         }
     }
@@ -240,33 +271,41 @@ impl Reader {
     pub async fn read(&mut self, path: Path, records: &[Record]) -> Seen {
         let kinds: BTreeSet<u16> = records.iter().map(|record| record.as_ref().kind().0).collect();
         let ids: Vec<EventId> = records.iter().map(|record| record.as_ref().id()).collect();
+        let all = json!({ "#x": ["all"] });
         match path {
-            Path::Kindless => self.request(json!({})).await,
-            Path::Kinds => self.request(json!({ "kinds": kinds })).await,
-            Path::Ids => self.request(json!({ "ids": ids })).await,
-            Path::Authors => self.request(json!({ "authors": [pubkey(crate::AGENT), pubkey(6)] })).await,
-            Path::Tags => self.request(json!({ "#x": ["all"] })).await,
-            Path::Search => self.request(json!({ "search": "needle" })).await,
-            Path::Count => {
-                let name = self.name();
-                self.send(&json!(["COUNT", name, { "#x": ["all"] }])).await;
-                Seen::Count(self.receive().await[2]["count"].as_u64().unwrap() as usize)
-            }
-            Path::Negentropy => self.reconcile().await,
-            Path::Http => {
-                let text = self.post("/query", &json!([{ "#x": ["all"] }])).await;
-                Seen::Ids(text.lines().map(|line| id_of(&serde_json::from_str(line).unwrap())).collect())
-            }
-            Path::HttpCount => {
-                let text = self.post("/count", &json!([{ "#x": ["all"] }])).await;
-                let answer: Value = serde_json::from_str(&text).unwrap();
-                Seen::Count(answer["count"].as_u64().unwrap() as usize)
-            }
+            Path::Kindless => self.request(&json!({})).await,
+            Path::Kinds => self.request(&json!({ "kinds": kinds })).await,
+            Path::Ids => self.request(&json!({ "ids": ids })).await,
+            Path::Authors => self.request(&json!({ "authors": [pubkey(crate::AGENT), pubkey(6)] })).await,
+            Path::Tags => self.request(&all).await,
+            Path::Search => self.request(&json!({ "search": "needle" })).await,
+            Path::Count => self.count(&all).await,
+            Path::Negentropy => self.reconcile(&all).await,
+            Path::Http => self.http_query(&all).await,
+            Path::HttpCount => self.http_count(&all).await,
         }
     }
 
+    /// One COUNT; a CLOSED answer counts nothing.
+    pub async fn count(&mut self, filter: &Value) -> Seen {
+        let name = self.name();
+        self.send(&json!(["COUNT", name, filter])).await;
+        Seen::Count(self.receive().await[2]["count"].as_u64().unwrap_or(0) as usize)
+    }
+
+    pub async fn http_query(&mut self, filter: &Value) -> Seen {
+        let answer = self.post("/query", filter).await;
+        let lines = answer.text.lines().filter(|_| answer.status == 200);
+        Seen::Ids(lines.map(|line| id_of(&serde_json::from_str(line).unwrap())).collect())
+    }
+
+    pub async fn http_count(&mut self, filter: &Value) -> Seen {
+        let answer: Value = serde_json::from_str(&self.post("/count", filter).await.text).unwrap();
+        Seen::Count(answer["count"].as_u64().unwrap_or(0) as usize)
+    }
+
     /// One REQ; a CLOSED answer shows nothing.
-    async fn request(&mut self, filter: Value) -> Seen {
+    pub async fn request(&mut self, filter: &Value) -> Seen {
         let name = self.name();
         self.send(&json!(["REQ", name, filter])).await;
         let mut ids = BTreeSet::new();
@@ -282,17 +321,20 @@ impl Reader {
         Seen::Ids(ids)
     }
 
-    /// The ids that the relay has and an empty set lacks.
-    async fn reconcile(&mut self) -> Seen {
+    /// The ids that the relay has and an empty set lacks; a NEG-ERR answer shows nothing.
+    pub async fn reconcile(&mut self, filter: &Value) -> Seen {
         let mut storage = NegentropyStorageVector::new();
         storage.seal().unwrap();
         let mut client = Negentropy::owned(storage, 0).unwrap();
         let name = self.name();
         let first = faster_hex::hex_string(&client.initiate().unwrap());
-        self.send(&json!(["NEG-OPEN", name, { "#x": ["all"] }, first])).await;
+        self.send(&json!(["NEG-OPEN", name, filter, first])).await;
         let (mut have, mut need): (Vec<Id>, Vec<Id>) = (Vec::new(), Vec::new());
         loop {
             let message = self.receive().await;
+            if message[0] == "NEG-ERR" {
+                return Seen::Ids(BTreeSet::new());
+            }
             assert_eq!(message[0], "NEG-MSG", "{message}");
             let hex = message[2].as_str().unwrap();
             let mut bytes = vec![0; hex.len() / 2];
@@ -308,21 +350,52 @@ impl Reader {
 
     /// The answers about one id, names taken out: what a stranger could compare.
     pub async fn probe(&mut self, record: &Record) -> Vec<String> {
-        let id = record.as_ref().id();
+        self.answers(&json!({ "ids": [record.as_ref().id()] })).await
+    }
+
+    /// The first answer on every path to a filter that should find nothing, names taken out.
+    pub async fn answers(&mut self, filter: &Value) -> Vec<String> {
         let mut answers = Vec::new();
-        for verb in ["REQ", "COUNT"] {
+        for (verb, end) in [("REQ", "CLOSE"), ("COUNT", "CLOSE"), ("NEG-OPEN", "NEG-CLOSE")] {
             let name = self.name();
-            self.send(&json!([verb, name, { "ids": [id] }])).await;
+            let message = match verb {
+                // Version 0x61 and an empty list of ids up to the end of time.
+                "NEG-OPEN" => json!([verb, name, filter, "6100000200"]),
+                _ => json!([verb, name, filter]),
+            };
+            self.send(&message).await;
             answers.push(self.receive().await.to_string().replace(&name, "name"));
-            self.send(&json!(["CLOSE", name])).await;
+            self.send(&json!([end, name])).await;
         }
-        answers.push(self.post("/query", &json!({ "ids": [id] })).await);
+        for path in ["/query", "/count"] {
+            answers.push(format!("{:?}", self.post(path, filter).await));
+        }
         answers
     }
 
     pub async fn watch_all(&mut self) {
         self.send(&json!(["REQ", "live", { "#x": ["all"] }])).await;
         assert_eq!(self.receive().await, json!(["EOSE", "live"]));
+    }
+
+    /// Subscribes to a filter and to the events in `beside`. `false`: this reader gets nothing here.
+    pub async fn watch(&mut self, filter: &Value, beside: &Value) -> bool {
+        self.send(&json!(["REQ", "live", filter, beside])).await;
+        self.receive().await[0] == "EOSE"
+    }
+
+    /// Live events up to the one with this id; then the subscription ends.
+    pub async fn live_until(&mut self, last: EventId) -> BTreeSet<EventId> {
+        let mut got = BTreeSet::new();
+        loop {
+            let message = self.receive().await;
+            let id = id_of(&message[2]);
+            if id == last {
+                self.send(&json!(["CLOSE", "live"])).await;
+                return got;
+            }
+            got.insert(id);
+        }
     }
 
     /// Live events up to one that everybody may see and that is stored last.
@@ -343,7 +416,7 @@ impl Reader {
         }
     }
 
-    async fn post(&mut self, path: &str, body: &Value) -> String {
+    async fn post(&mut self, path: &str, body: &Value) -> Answer {
         let body = body.to_string();
         let address = self.url.strip_prefix("ws://").unwrap().to_owned();
         let address = address.as_str();
@@ -368,12 +441,22 @@ impl Reader {
             request = request.header("Authorization", format!("Nostr {token}"));
         }
         let answer = sender.send_request(request.body(Full::<bytes::Bytes>::from(body)).unwrap()).await.unwrap();
-        assert!(answer.status().is_success(), "{}", answer.status());
+        let (status, content_type) = (answer.status().as_u16(), answer.headers().get("content-type").cloned());
+        assert!(matches!(status, 200 | 401 | 403), "{status}");
         let bytes = answer.into_body().collect().await.unwrap().to_bytes();
         drop(sender);
         connection.await.unwrap().unwrap();
-        String::from_utf8(bytes.to_vec()).unwrap()
+        Answer { status, content_type, text: String::from_utf8(bytes.to_vec()).unwrap() }
     }
+}
+
+/// What an HTTP path answered, as far as a reader could compare it.
+#[derive(Debug)]
+struct Answer {
+    status: u16,
+    #[expect(dead_code, reason = "compared as printed text")]
+    content_type: Option<HeaderValue>,
+    text: String,
 }
 
 fn id_of(event: &Value) -> EventId {

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Subcommand, ValueEnum};
 
-use super::{RELAY_DEFAULT, SettingsArgs};
+use super::{ManagementArgs, RELAY_DEFAULT, SettingsArgs};
 
 #[derive(Debug, Subcommand)]
 pub enum RelayCommand {
@@ -17,6 +17,38 @@ pub enum RelayCommand {
     /// Exchange events with another relay until both have the same (NIP-77).
     #[command(after_help = SYNC_HELP)]
     Sync(SyncArgs),
+    /// Give keys a local name, name@host, while the relay runs (NIP-05).
+    #[command(subcommand, after_help = NAME_HELP)]
+    Name(NameCommand),
+}
+
+#[derive(Debug, Subcommand)]
+pub enum NameCommand {
+    /// Add a name, or give it to another key.
+    #[command(after_help = "Example: skep relay name add alice npub1… --key admin")]
+    Add {
+        /// 1 to 64 characters out of a-z 0-9 . - _
+        name: String,
+        /// Whose it is: npub, hex or the name of a key.
+        #[arg(value_name = "PUBKEY")]
+        owner: String,
+        #[command(flatten)]
+        call: ManagementArgs,
+    },
+    /// Remove a name that was added; one in the configuration stays.
+    #[command(after_help = "Example: skep relay name remove alice --key admin")]
+    Remove {
+        /// As it was added.
+        name: String,
+        #[command(flatten)]
+        call: ManagementArgs,
+    },
+    /// List all names, those of the configuration too.
+    #[command(after_help = "Example: skep relay name list --key admin --json")]
+    List {
+        #[command(flatten)]
+        call: ManagementArgs,
+    },
 }
 
 #[derive(Debug, Args)]
@@ -103,6 +135,14 @@ pub struct ChannelsArgs {
     pub key: String,
 }
 
+const NAME_HELP: &str = "\
+Examples:
+  skep relay name add alice npub1… --key admin
+  skep relay name list --key admin
+
+The relay answers for them at /.well-known/nostr.json. It takes effect at once and outlives a
+restart. A name added here goes before one of the configuration.";
+
 pub const IMPORT_HELP: &str = "\
 Examples:
   skep import events.jsonl                      into ~/.skep/relay, while the relay is down
@@ -110,9 +150,13 @@ Examples:
   zcat dump.jsonl.gz | skep import --data DIR
   skep import events.jsonl --relay ws://127.0.0.1:7777
 
-Every event passes the rules that the relay has, but those on its delivery (age, rate). What is there already is
-counted as a duplicate, so a second run does no harm. A turn metric (kind 44200) needs its agent's owner to be known:
-when owners were learned from profiles on the way, run it again. Exit code 1 when a line was bad or an event refused.";
+Every event passes the rules that the relay has, but those on its delivery (age, rate). What is
+there already is counted as a duplicate, so a second run does no harm.
+
+Owners are learned from profiles that carry an attestation without conditions (NIP-OA); what a relay
+knows from elsewhere (AUTH, an admin, a revocation) is not in any event, so an import cannot bring
+it. A turn metric (kind 44200) needs its agent's owner to be known: when owners were learned on the
+way, run it again. Exit code 1 when a line was bad or an event refused.";
 
 pub const EXPORT_HELP: &str = "\
 Examples:
@@ -120,15 +164,18 @@ Examples:
   skep export --data DIR --filter '{\"kinds\":[1]}' > notes.jsonl
   skep export --relay ws://127.0.0.1:7777 --key alice -o mine.jsonl
 
-Newest first, one event a line. From the data directory come ALL stored events, private messages and other gated
-kinds too: whoever owns the disk can read them anyway. From a relay comes what it serves to the given key.
-Ephemeral and expired events never come. Owners, bans and channel rules are not events: copy the data directory for
-a full backup.";
+Newest first, one event a line. From the data directory come ALL stored events, private messages and
+other gated kinds too: whoever owns the disk can read them anyway. From a relay comes what it serves
+to the given key. Ephemeral and expired events never come.
+
+Owners, revocations, bans, names and channel rules are not events: copy the data directory for a
+full backup.";
 
 const COMPACT_HELP: &str = "\
 Example: skep relay compact --data DIR
 
-It writes a copy, checks that it holds every event, and puts it in place in one step. Needs room for the copy.";
+It writes a copy, checks that it holds every event, and puts it in place in one step. Needs room for
+the copy.";
 
 const SYNC_HELP: &str = "\
 Examples:
@@ -136,8 +183,9 @@ Examples:
   skep relay sync wss://relay.example --filter '{\"kinds\":[0,1,3]}' --dir down
   skep relay sync wss://relay.example --data DIR    while our relay is down
 
-Only ids are compared first, so two relays that are nearly equal exchange a few kilobytes. Interrupted, run it again:
-what was moved is there. Every event is verified on the way. Exit code 1 when a side refused one.";
+Only ids are compared first, so two relays that are nearly equal exchange a few kilobytes.
+Interrupted, run it again: what was moved is there. Every event is verified on the way. Exit code 1
+when a side refused one.";
 
 pub const CHANNELS_HELP: &str = "\
 Examples:
@@ -150,5 +198,5 @@ Examples:
   skep doctor
   skep doctor --config skep.toml --json
 
-Looks at the home, keys, configuration, store, durability, disk, open files, clock and limits. Exit code 1 when
-something is wrong; the line says what, and how to mend it.";
+Looks at the home, keys, configuration, store, durability, disk, open files, clock and limits. Exit
+code 1 when something is wrong; the line says what, and how to mend it.";

@@ -103,7 +103,8 @@ pub async fn introduce(relay: &str, agent: Keys, tag: [String; 4]) -> Result<(),
     Ok(())
 }
 
-fn manage(call: &ManagementArgs, method: &str, params: Value, out: &mut Output) -> Result<(), CliError> {
+/// One call that changes something, and its answer.
+pub fn manage(call: &ManagementArgs, method: &str, params: Value, out: &mut Output) -> Result<(), CliError> {
     let keys = load_key(&call.key)?;
     let result = block_on(async { Ok(management(&call.relay, method, &params, &keys).await?) })?;
     if result == Value::Bool(false) {

@@ -10,6 +10,7 @@ mod filter;
 mod import;
 mod input;
 mod key;
+mod name;
 mod progress;
 mod publish;
 mod relay;

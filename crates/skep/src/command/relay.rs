@@ -9,7 +9,7 @@ use skep_node::keys::Keyring;
 use skep_node::relay;
 use tokio::signal::unix::{SignalKind, signal};
 
-use super::{compact, sync};
+use super::{compact, name, sync};
 use crate::cli::{RelayCommand, RelayRun, SettingsArgs};
 use crate::error::{CliError, Kind};
 use crate::screen::Output;
@@ -18,6 +18,7 @@ pub fn run(command: RelayRun, out: &mut Output) -> Result<(), CliError> {
     match &command.command {
         Some(RelayCommand::Compact { settings }) => return compact::run(settings, out),
         Some(RelayCommand::Sync(args)) => return sync::run(args, out),
+        Some(RelayCommand::Name(command)) => return name::run(command, out),
         None => {}
     }
     let home = Home::locate()?;

@@ -9,6 +9,7 @@ mod bombs;
 mod corpus;
 mod crowd;
 mod frames;
+mod http;
 mod latency;
 mod limits;
 mod memory;
@@ -36,6 +37,7 @@ events_per_second = 0
 events_per_second_per_ip = 0
 events_per_second_per_pubkey = 0
 requests_per_second = 0
+http_requests_per_second_per_ip = 0
 ";
 
 /// Notes of `bytes` of content, all different, one second apart, by one key.

@@ -94,7 +94,7 @@ async fn http_answers_that_nobody_reads_hold_a_bounded_amount() {
         stalled.push(stream);
     }
     let grown = growth(&relay, before, "a look", async || true).await;
-    assert_bounded("6 unread HTTP queries", grown, 128 * 1024);
+    assert_bounded("6 unread HTTP queries", grown, 16 * 1024);
 }
 
 /// 24 MB of ephemeral events are in the ring; one connection asks for them many times in one breath.
