@@ -5,6 +5,7 @@
 #[path = "../load_harness/mod.rs"]
 mod load_harness;
 
+mod attack;
 mod bombs;
 mod corpus;
 mod crowd;
