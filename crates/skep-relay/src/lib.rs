@@ -11,6 +11,7 @@ mod backend;
 mod conn;
 mod fanout;
 pub mod http;
+mod lane;
 pub mod metrics;
 mod neg;
 mod outbox;

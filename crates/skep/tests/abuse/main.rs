@@ -37,6 +37,7 @@ events_per_second = 0
 events_per_second_per_ip = 0
 events_per_second_per_pubkey = 0
 requests_per_second = 0
+malformed_per_minute_per_ip = 0
 ";
 
 /// Notes of `bytes` of content, all different, one second apart, by one key.
