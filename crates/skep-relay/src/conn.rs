@@ -31,6 +31,7 @@ use crate::fanout;
 use crate::neg::Negotiation;
 use crate::outbox::Outbox;
 use crate::scans::{Ended, Scans};
+use crate::sequence::Sequence;
 use crate::shared::{Shared, random, unix_now};
 use crate::verify::{Job, Verdict, event_bytes};
 
@@ -62,6 +63,8 @@ struct Conn {
     negs: AHashMap<SubId, Negotiation>,
     /// Events read and not yet given to the pool.
     events: Vec<RawEvent>,
+    /// The order in which they reach the writer.
+    sequence: Sequence,
     /// What they add to `in_flight`.
     events_bytes: usize,
     /// Messages to be sent now.
@@ -110,6 +113,7 @@ where
         scans: Scans::default(),
         negs: AHashMap::new(),
         events: Vec::new(),
+        sequence: Sequence::default(),
         events_bytes: 0,
         effects: Vec::new(),
         misses: 0,
@@ -383,6 +387,7 @@ impl Conn {
             from: Arc::clone(&self.from),
             origin: Origin::Client,
             ip: Some(self.ip),
+            turn: Some(self.sequence.next()),
             events,
             done: Box::new(move |verdicts| {
                 in_flight.fetch_sub(bytes, Ordering::AcqRel);

@@ -17,6 +17,7 @@ mod neg;
 mod outbox;
 mod relay;
 mod scans;
+mod sequence;
 mod shared;
 mod verify;
 

@@ -262,6 +262,7 @@ impl Shared {
             from: Arc::new(Deliverer { readers, bound: Vec::new() }),
             origin,
             ip: None,
+            turn: None,
             events: vec![event],
             done: Box::new(move |verdicts| {
                 let verdict = verdicts.into_iter().next();
