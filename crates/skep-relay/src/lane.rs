@@ -23,8 +23,8 @@ const NICE: i32 = 5;
 const WAITING_MAX: usize = 64;
 
 impl SlowLane {
-    /// Starts threads for half of the cores: the other half is never taken by what is slow, and two threads on two
-    /// cores were measured to double the latency of others that one leaves as it is. They end when the lane is closed.
+    /// Starts threads for half of the cores: the other half is never taken by what is slow (ADR 13). They end when the
+    /// lane is closed.
     pub(crate) fn start(cores: usize) -> std::io::Result<(Self, Vec<JoinHandle<()>>)> {
         let (sender, inbox) = async_channel::bounded::<Work>(WAITING_MAX);
         let one = |i| {
