@@ -60,6 +60,8 @@ pub enum Effect {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Cut {
     Strikes,
+    /// Its address sent too many malformed messages, over whatever connections.
+    NoisyAddress,
     AuthTimeout,
     SlowReader,
     Silent,
@@ -75,6 +77,7 @@ impl Cut {
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Strikes => "malformed messages",
+            Self::NoisyAddress => "malformed messages from this address",
             Self::AuthTimeout => "no authentication in time",
             Self::SlowReader => "reads too slowly",
             Self::Silent => "no answer to pings",

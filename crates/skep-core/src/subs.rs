@@ -2,6 +2,7 @@
 //!
 //! Each filter stands under the values of its most telling condition: ids, else authors, else one tag, else kinds.
 
+use std::collections::hash_map::Entry;
 use std::sync::Arc;
 
 use ahash::AHashMap;
@@ -15,7 +16,15 @@ use crate::{Readers, World, may_read};
 pub type ConnId = u64;
 
 type SubKey = u32;
-type Keys = IndexSet<SubKey, ahash::RandomState>;
+type KeySet = IndexSet<SubKey, ahash::RandomState>;
+
+/// The subscriptions under one value. Mostly it is one, and then it has no memory of its own: a subscription to 5,000
+/// authors comes and goes while everybody waits.
+#[derive(Debug)]
+enum Keys {
+    One(SubKey),
+    Many(Box<KeySet>),
+}
 
 /// One live subscription.
 #[derive(Debug)]
@@ -38,7 +47,7 @@ pub struct Subs<O> {
     by_author: AHashMap<PubKey, Keys>,
     by_tag: AHashMap<(u8, Box<[u8]>), Keys>,
     by_kind: AHashMap<Kind, Keys>,
-    others: Keys,
+    others: KeySet,
     /// Scratch: the event number at which a subscription was last looked at, so that two filters send once.
     seen: Vec<u64>,
     round: u64,
@@ -70,7 +79,7 @@ impl<O> Default for Subs<O> {
             by_author: AHashMap::new(),
             by_tag: AHashMap::new(),
             by_kind: AHashMap::new(),
-            others: Keys::default(),
+            others: KeySet::default(),
             seen: Vec::new(),
             round: 0,
         }
@@ -137,8 +146,8 @@ impl<O> Subs<O> {
     ) {
         self.round += 1;
         let (round, subs, conns, seen) = (self.round, &self.subs, &self.conns, &mut self.seen);
-        let mut offer = |keys: Option<&Keys>| {
-            for &key in keys.into_iter().flatten() {
+        let mut offer = |keys: &mut dyn Iterator<Item = &SubKey>| {
+            for &key in keys {
                 if std::mem::replace(&mut seen[key as usize], round) == round {
                     continue;
                 }
@@ -150,15 +159,15 @@ impl<O> Subs<O> {
                 }
             }
         };
-        offer(self.by_id.get(&event.id()));
-        offer(self.by_author.get(&event.pubkey()));
+        offer(&mut iter(self.by_id.get(&event.id())));
+        offer(&mut iter(self.by_author.get(&event.pubkey())));
         if !self.by_tag.is_empty() {
             for (letter, value) in event.tags() {
-                offer(self.by_tag.get(&(letter, value.into())));
+                offer(&mut iter(self.by_tag.get(&(letter, value.into()))));
             }
         }
-        offer(self.by_kind.get(&event.kind()));
-        offer(Some(&self.others));
+        offer(&mut iter(self.by_kind.get(&event.kind())));
+        offer(&mut self.others.iter());
     }
 
     fn index(&mut self, filter: &Filter, key: SubKey) {
@@ -194,6 +203,36 @@ impl<O> Subs<O> {
     }
 }
 
+impl Keys {
+    fn add(&mut self, key: SubKey) {
+        match self {
+            Self::One(other) if *other == key => {}
+            Self::One(other) => *self = Self::Many(Box::new([*other, key].into_iter().collect())),
+            Self::Many(keys) => drop(keys.insert(key)),
+        }
+    }
+
+    /// Whether nothing is left.
+    fn remove(&mut self, key: SubKey) -> bool {
+        match self {
+            Self::One(other) => *other == key,
+            Self::Many(keys) => {
+                keys.swap_remove(&key);
+                keys.is_empty()
+            }
+        }
+    }
+}
+
+fn iter(keys: Option<&Keys>) -> impl Iterator<Item = &SubKey> {
+    let (one, many) = match keys {
+        None => (None, None),
+        Some(Keys::One(key)) => (Some(key), None),
+        Some(Keys::Many(keys)) => (None, Some(keys.iter())),
+    };
+    one.into_iter().chain(many.into_iter().flatten())
+}
+
 fn place(filter: &Filter) -> Place<'_> {
     if let Some(ids) = &filter.ids {
         return Place::Ids(ids);
@@ -209,17 +248,19 @@ fn place(filter: &Filter) -> Place<'_> {
 
 fn add<K: std::hash::Hash + Eq>(index: &mut AHashMap<K, Keys>, values: impl Iterator<Item = K>, key: SubKey) {
     for value in values {
-        index.entry(value).or_default().insert(key);
+        match index.entry(value) {
+            Entry::Vacant(place) => drop(place.insert(Keys::One(key))),
+            Entry::Occupied(mut keys) => keys.get_mut().add(key),
+        }
     }
 }
 
 fn drop_from<K: std::hash::Hash + Eq>(index: &mut AHashMap<K, Keys>, values: impl Iterator<Item = K>, key: SubKey) {
     for value in values {
-        if let std::collections::hash_map::Entry::Occupied(mut keys) = index.entry(value) {
-            keys.get_mut().swap_remove(&key);
-            if keys.get().is_empty() {
-                keys.remove();
-            }
+        if let Entry::Occupied(mut keys) = index.entry(value)
+            && keys.get_mut().remove(key)
+        {
+            keys.remove();
         }
     }
 }

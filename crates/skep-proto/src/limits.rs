@@ -83,8 +83,25 @@ pub const RING_BYTES_MAX: usize = 64 * 1024 * KIB;
 /// Work of one scan slice, in records looked at. 256 x about 1 µs is 256 µs, then other connections run.
 pub const SLICE_RECORDS_MAX: usize = 256;
 
+/// Slices that a query has on the event loop; what it needs beyond them it gets on the slow lane. 8 x 256 records is
+/// all of most queries, and about 2 ms. Each 256 values of its filters count as one slice.
+pub const LIGHT_SLICES_MAX: u32 = 8;
+
+/// Read transactions of a slice on the slow lane: 256 records / 4 is about 64 µs for which the writer may have to wait.
+pub const SLOW_SLICES: usize = 4;
+
+/// A message larger than this is read on the slow lane. 64 KiB of JSON take about 200 µs, ten times the way there.
+pub const LIGHT_MESSAGE_BYTES_MAX: usize = 64 * KIB;
+
+/// Microseconds that one connection reads and handles messages in a row while others may be waiting: two slices.
+pub const TURN_MICROS_MAX: u64 = 500;
+
 /// Malformed messages in a minute before a connection is cut.
 pub const STRIKES_PER_MINUTE_MAX: u32 = 20;
+
+/// Seconds that a connection cut for malformed messages keeps its place: 64 places / 10 s is 6.4 such connections a
+/// second from one address at most.
+pub const COOLING_SECS: u64 = 10;
 
 /// Seconds for a client to send its HTTP request head.
 pub const HEAD_SECS_MAX: u64 = 10;
@@ -161,6 +178,9 @@ limits! {
     requests_per_second: u32 = 1_000, "requests/s";
     /// HTTP requests a second from one address; bursts of ten seconds pass. 0 for no bound.
     http_requests_per_second_per_ip: u32 = 200, "requests/s";
+    /// Malformed messages a minute from one address, all its connections together: as many as ten connections may send
+    /// before they are cut. Past that, each cuts the connection that it came on. 0 for no bound.
+    malformed_per_minute_per_ip: u32 = 10 * STRIKES_PER_MINUTE_MAX, "messages/min";
     /// One uploaded blob.
     blob_bytes: usize = 64 * 1024 * KIB, "bytes";
     /// All blobs of one key: 32 of the largest. 0 for no bound.

@@ -48,7 +48,9 @@ pub(crate) async fn run(shared: Arc<Shared>, listener: TcpListener, router: Rout
         };
         match accepted {
             Ok((stream, peer)) => match Place::take(&shared, peer) {
-                Ok(place) => drop(tasks.spawn(serve(Arc::clone(&shared), stream, place, router.clone()))),
+                Ok(place) => {
+                    drop(tasks.spawn(serve(Arc::clone(&shared), stream, place, router.clone(), tasks.clone())))
+                }
                 Err(reason) => {
                     shared.metrics.refused_connections.get_or_create(&Reason::new(reason)).inc();
                     tasks.spawn(turn_away(stream));
@@ -113,18 +115,18 @@ async fn turn_away(mut stream: TcpStream) {
     let _ = tokio::time::timeout(Duration::from_secs(1), stream.write_all(ANSWER)).await;
 }
 
-async fn serve(shared: Arc<Shared>, stream: TcpStream, place: Place, router: Router) {
+async fn serve(shared: Arc<Shared>, stream: TcpStream, place: Place, router: Router, tasks: TaskTracker) {
     let _ = stream.set_nodelay(true);
     let place = Arc::new(place);
     // The relay's own stop ends it too.
     let hang_up = shared.stop.child_token();
     let caller = http::Caller { ip: place.ip, hang_up: hang_up.clone() };
     let service = hyper::service::service_fn(move |mut request: Request<hyper::body::Incoming>| {
-        let (shared, router, place) = (Arc::clone(&shared), router.clone(), Arc::clone(&place));
+        let (shared, router, place, tasks) = (Arc::clone(&shared), router.clone(), Arc::clone(&place), tasks.clone());
         request.extensions_mut().insert(caller.clone());
         async move {
             match upgrade_key(request.headers()) {
-                Some(key) => Ok(upgrade(shared, place, request, &key)),
+                Some(key) => Ok(upgrade(shared, place, request, &key, &tasks)),
                 None => router.oneshot(request.map(Body::new)).await,
             }
         }
@@ -156,8 +158,10 @@ fn upgrade(
     place: Arc<Place>,
     request: Request<hyper::body::Incoming>,
     key: &HeaderValue,
+    tasks: &TaskTracker,
 ) -> Response<Body> {
-    tokio::spawn(async move {
+    // Tracked: a relay that stops waits until its connections have said goodbye.
+    tasks.spawn(async move {
         let Ok(upgraded) = hyper::upgrade::on(request).await else { return };
         let frame = shared.world().limits.frame_bytes;
         let config = WebSocketConfig::default()
@@ -171,7 +175,12 @@ fn upgrade(
             let socket =
                 WebSocketStream::from_partially_read(stream, parts.read_buf.into(), Role::Server, Some(config)).await;
             let ip = place.ip;
-            conn::run(shared, socket, ip).await;
+            let cut = conn::run(Arc::clone(&shared), socket, ip).await;
+            if matches!(cut, Some(Cut::Strikes | Cut::NoisyAddress)) {
+                // Its place stays taken, so that coming again at once gains nothing.
+                let cooling = tokio::time::sleep(Duration::from_secs(limits::COOLING_SECS));
+                let _ = shared.stop.run_until_cancelled(cooling).await;
+            }
         }
         drop(place);
     });

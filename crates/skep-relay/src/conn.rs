@@ -31,6 +31,7 @@ use crate::fanout;
 use crate::neg::Negotiation;
 use crate::outbox::Outbox;
 use crate::scans::{Ended, Scans};
+use crate::sequence::Sequence;
 use crate::shared::{Shared, random, unix_now};
 use crate::verify::{Job, Verdict, event_bytes};
 
@@ -46,6 +47,9 @@ const SCANS_MAX: usize = 64;
 /// Pings without an answer before the connection is cut.
 const MISSES_MAX: u32 = 2;
 
+/// Time for the last words to a client that may not read them.
+const GOODBYE: Duration = Duration::from_secs(1);
+
 struct Conn {
     shared: Arc<Shared>,
     id: ConnId,
@@ -59,6 +63,8 @@ struct Conn {
     negs: AHashMap<SubId, Negotiation>,
     /// Events read and not yet given to the pool.
     events: Vec<RawEvent>,
+    /// The order in which they reach the writer.
+    sequence: Sequence,
     /// What they add to `in_flight`.
     events_bytes: usize,
     /// Messages to be sent now.
@@ -82,8 +88,8 @@ enum End {
     Cut(Cut),
 }
 
-/// Serves a connection until it ends.
-pub(crate) async fn run<S>(shared: Arc<Shared>, mut socket: WebSocketStream<S>, ip: IpAddr)
+/// Serves a connection until it ends; says why, if it was cut.
+pub(crate) async fn run<S>(shared: Arc<Shared>, mut socket: WebSocketStream<S>, ip: IpAddr) -> Option<Cut>
 where
     S: AsyncRead + AsyncWrite + Unpin + Send,
 {
@@ -107,6 +113,7 @@ where
         scans: Scans::default(),
         negs: AHashMap::new(),
         events: Vec::new(),
+        sequence: Sequence::default(),
         events_bytes: 0,
         effects: Vec::new(),
         misses: 0,
@@ -117,11 +124,15 @@ where
     shared.metrics.connections.dec();
     match end {
         // Answers the client's close frame, if there was one.
-        End::Gone => drop(timeout(Duration::from_secs(1), socket.flush()).await),
+        End::Gone => {
+            let _ = timeout(GOODBYE, socket.flush()).await;
+            None
+        }
         End::Cut(cut) => {
             shared.metrics.count_cut(cut);
             tracing::debug!(conn = id, reason = cut.as_str(), "cut");
             say_goodbye(&mut socket, cut).await;
+            Some(cut)
         }
     }
 }
@@ -136,7 +147,7 @@ async fn say_goodbye<S: AsyncRead + AsyncWrite + Unpin>(socket: &mut WebSocketSt
         _ => CloseCode::Policy,
     };
     let frame = CloseFrame { code, reason: cut.as_str().into() };
-    let _ = timeout(Duration::from_secs(1), async {
+    let _ = timeout(GOODBYE, async {
         let _ = socket.send(Message::Text(wire::notice(&format!("closing: {}", cut.as_str())).into())).await;
         let _ = socket.close(Some(frame)).await;
     })
@@ -149,8 +160,22 @@ impl Conn {
         let outbox = Arc::clone(&self.outbox);
         let timer = sleep_until(self.next_tick());
         tokio::pin!(timer);
+        // A client that takes nothing must not make the relay wait when it stops.
+        let hurry = {
+            let stop = stop.clone();
+            async move {
+                stop.cancelled().await;
+                tokio::time::sleep(GOODBYE).await;
+            }
+        };
+        tokio::pin!(hurry);
         loop {
-            if let Err(end) = self.send(socket).await {
+            let sent = tokio::select! {
+                biased;
+                sent = self.send(socket) => sent,
+                () = hurry.as_mut() => Err(End::Cut(Cut::Shutdown)),
+            };
+            if let Err(end) = sent {
                 return end;
             }
             let is_busy = !self.scans.is_empty() || !outbox.is_empty() || outbox.behind().is_some();
@@ -170,7 +195,7 @@ impl Conn {
                 return end;
             }
             outbox.take(SEND_IN_A_ROW_BYTES, &mut self.out);
-            self.step();
+            self.step().await;
         }
     }
 
@@ -195,10 +220,12 @@ impl Conn {
         first: Option<Result<Message, WsError>>,
         socket: &mut WebSocketStream<S>,
     ) -> Option<End> {
+        let started = Instant::now();
+        let is_late = || started.elapsed() >= Duration::from_micros(limits::TURN_MICROS_MAX);
         let mut ended = self.handle_message(first).await;
         for _ in 1..READ_IN_A_ROW_MAX {
             let is_full = self.in_flight.load(Ordering::Acquire) >= limits::IN_FLIGHT_BYTES_MAX;
-            if ended.is_some() || is_full || self.scans.len() >= SCANS_MAX {
+            if ended.is_some() || is_full || is_late() || self.scans.len() >= SCANS_MAX {
                 break;
             }
             // What is taken off the socket here is handled here: nothing may be read and left.
@@ -206,6 +233,9 @@ impl Conn {
             ended = self.handle_message(message).await;
         }
         self.submit_events().await;
+        if is_late() {
+            tokio::task::yield_now().await;
+        }
         ended
     }
 
@@ -219,10 +249,15 @@ impl Conn {
             Some(Ok(Message::Binary(_))) => Utf8Bytes::from_static("binary"),
             Some(Ok(_)) => return None,
         };
-        let decoded = wire::decode(&text);
-        if decoded.is_err() {
-            self.shared.metrics.malformed.inc();
-        }
+        let decoded = if text.len() <= limits::LIGHT_MESSAGE_BYTES_MAX {
+            wire::decode(&text)
+        } else {
+            match self.shared.lane.run(move || wire::decode(&text)).await {
+                Some(decoded) => decoded,
+                None => return Some(End::Cut(Cut::Shutdown)),
+            }
+        };
+        let is_noisy = decoded.is_err() && !self.shared.take_malformed(self.ip);
         let mut effects = std::mem::take(&mut self.effects);
         self.session.handle(&self.shared.world(), self.shared.now(), decoded, &mut effects);
         let mut ended = None;
@@ -234,7 +269,7 @@ impl Conn {
         }
         effects.clear();
         self.effects = effects;
-        ended
+        ended.or_else(|| is_noisy.then_some(End::Cut(Cut::NoisyAddress)))
     }
 
     fn handle_broken(&mut self, error: &WsError) -> End {
@@ -352,6 +387,7 @@ impl Conn {
             from: Arc::clone(&self.from),
             origin: Origin::Client,
             ip: Some(self.ip),
+            turn: Some(self.sequence.next()),
             events,
             done: Box::new(move |verdicts| {
                 in_flight.fetch_sub(bytes, Ordering::AcqRel);
@@ -363,12 +399,12 @@ impl Conn {
     }
 
     /// Lets a query and, when live delivery fell behind, the store's tail run on for a slice.
-    fn step(&mut self) {
+    async fn step(&mut self) {
         if let Some(seq) = self.outbox.behind() {
             self.catch_up(seq);
         }
         let shared = Arc::clone(&self.shared);
-        match self.scans.step(&shared, &self.from.readers, &mut self.out) {
+        match self.scans.step(&shared, &self.from, &mut self.out).await {
             None => {}
             Some(Ended::Failed(sub)) => {
                 self.session.handle_closed(&sub);

@@ -11,11 +11,13 @@ mod backend;
 mod conn;
 mod fanout;
 pub mod http;
+mod lane;
 pub mod metrics;
 mod neg;
 mod outbox;
 mod relay;
 mod scans;
+mod sequence;
 mod shared;
 mod verify;
 

@@ -15,6 +15,7 @@ use tokio::net::TcpListener;
 use tokio_util::task::TaskTracker;
 
 use crate::http::{self, Identity};
+use crate::lane::SlowLane;
 use crate::shared::{Parts, Shared, unix_now};
 use crate::verify::Pool;
 use crate::{accept, fanout, verify};
@@ -76,18 +77,20 @@ impl Relay {
         let (writer, writer_thread) = Writer::start(Arc::clone(&store) as _, Arc::clone(&tail), unix_now)?;
         let cores = std::thread::available_parallelism().map_or(2, usize::from);
         let (pool, jobs) = Pool::new(cores);
+        let (lane, mut threads) = SlowLane::start(cores).map_err(StartError::Thread)?;
         let shared = Arc::new(Shared::new(Parts {
             world,
             store: Arc::clone(&store) as _,
             tail,
             writer,
             pool,
+            lane,
             identity: config.identity,
             blobs,
             keys: config.keys,
             runtime: tokio::runtime::Handle::current(),
         }));
-        let mut threads = verify::start(&shared, &jobs, cores).map_err(StartError::Thread)?;
+        threads.extend(verify::start(&shared, &jobs, cores).map_err(StartError::Thread)?);
         threads.push(writer_thread);
         threads.push(start_fanout(&shared)?);
         let tasks = TaskTracker::new();
@@ -132,6 +135,7 @@ impl Relay {
             tracing::warn!("some connections did not end in time");
         }
         self.shared.pool.close();
+        self.shared.lane.close();
         let connections = self.shared.metrics.connections.get();
         tracing::info!(connections, "stopped");
         drop(self.shared);

@@ -4,6 +4,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 
 use skep_core::hll::Hll;
+use skep_core::intake::Deliverer;
 use skep_core::{Readers, World, may_read, may_read_all};
 use skep_proto::wire::{self, SubId};
 use skep_proto::{EventRef, Filter, Kind, Refusal, Seq, Timestamp, limits};
@@ -21,6 +22,8 @@ struct Running {
     sub: SubId,
     scan: Scan,
     purpose: Purpose,
+    /// How many it has had; past [`limits::LIGHT_SLICES_MAX`] they are run on the slow lane.
+    slices: u32,
 }
 
 enum Purpose {
@@ -37,6 +40,12 @@ pub(crate) enum Ended {
     NegotiationFailed(SubId),
 }
 
+/// What planning a query costs, in slices: a value of a filter is at least a place in an index to look at.
+fn planning(filters: &[Filter]) -> u32 {
+    let values: usize = filters.iter().map(Filter::values).sum();
+    u32::try_from(values / limits::SLICE_RECORDS_MAX).unwrap_or(u32::MAX)
+}
+
 impl Scans {
     pub(crate) fn len(&self) -> usize {
         self.0.len()
@@ -48,19 +57,27 @@ impl Scans {
 
     pub(crate) fn request(&mut self, sub: SubId, quoted: Arc<str>, filters: Arc<[Filter]>, up_to: Seq, most: u64) {
         self.cancel_request(&sub);
-        self.0.push_back(Running { sub, scan: Scan::new(filters, up_to, most), purpose: Purpose::Request { quoted } });
+        let slices = planning(&filters);
+        self.0.push_back(Running {
+            sub,
+            scan: Scan::new(filters, up_to, most),
+            purpose: Purpose::Request { quoted },
+            slices,
+        });
     }
 
     pub(crate) fn count(&mut self, sub: SubId, filters: Vec<Filter>, up_to: Seq) {
         let hll = Hll::for_filters(&filters).map(Box::new);
+        let slices = planning(&filters);
         let scan = Scan::unlimited(filters.into(), up_to);
-        self.0.push_back(Running { sub, scan, purpose: Purpose::Count { count: 0, hll } });
+        self.0.push_back(Running { sub, scan, purpose: Purpose::Count { count: 0, hll }, slices });
     }
 
     pub(crate) fn reconcile(&mut self, sub: SubId, filter: Filter, message: Vec<u8>, up_to: Seq) {
         self.cancel_reconcile(&sub);
         let purpose = Purpose::Reconcile { set: Collecting::default(), message, is_too_large: false };
-        self.0.push_back(Running { sub, scan: Scan::unlimited([filter].into(), up_to), purpose });
+        let slices = planning(std::slice::from_ref(&filter));
+        self.0.push_back(Running { sub, scan: Scan::unlimited([filter].into(), up_to), purpose, slices });
     }
 
     pub(crate) fn cancel_request(&mut self, sub: &SubId) {
@@ -72,10 +89,23 @@ impl Scans {
     }
 
     /// Runs one slice of the first query and puts it last, or ends it.
-    pub(crate) fn step(&mut self, shared: &Shared, readers: &Readers, out: &mut Vec<Utf8Bytes>) -> Option<Ended> {
+    pub(crate) async fn step(
+        &mut self,
+        shared: &Arc<Shared>,
+        from: &Arc<Deliverer>,
+        out: &mut Vec<Utf8Bytes>,
+    ) -> Option<Ended> {
         let mut running = self.0.pop_front()?;
         let served = out.len();
-        let progress = running.slice(shared, readers, out);
+        running.slices = running.slices.saturating_add(1);
+        let progress = if running.slices <= limits::LIGHT_SLICES_MAX {
+            running.slice(shared, &from.readers, limits::SLICE_RECORDS_MAX, out)
+        } else {
+            let progress;
+            // Nothing comes back when the relay stops, and then the query ends with its connection.
+            (running, progress) = running.slow_slice(shared, from, out).await?;
+            progress
+        };
         shared.metrics.served.inc_by((out.len() - served) as u64);
         match progress {
             Ok(Progress::More) => {
@@ -89,13 +119,55 @@ impl Scans {
 }
 
 impl Running {
-    fn slice(&mut self, shared: &Shared, readers: &Readers, out: &mut Vec<Utf8Bytes>) -> Result<Progress, StoreError> {
+    fn slice(
+        &mut self,
+        shared: &Shared,
+        readers: &Readers,
+        records: usize,
+        out: &mut Vec<Utf8Bytes>,
+    ) -> Result<Progress, StoreError> {
         let world = shared.world();
         let Self { scan, purpose, .. } = self;
         let mut reading = Reading { world: &world, readers, now: unix_now(), purpose, out, bytes: 0 };
-        let progress = shared.store.scan(scan, limits::SLICE_RECORDS_MAX, &mut reading)?;
+        let progress = shared.store.scan(scan, records, &mut reading)?;
         let is_hopeless = matches!(self.purpose, Purpose::Reconcile { is_too_large: true, .. });
         Ok(if is_hopeless { Progress::Done } else { progress })
+    }
+
+    /// As much as one slice, in several with a read transaction each: the writer has to wait for the one that runs.
+    fn slow_slices(
+        &mut self,
+        shared: &Shared,
+        readers: &Readers,
+        out: &mut Vec<Utf8Bytes>,
+    ) -> Result<Progress, StoreError> {
+        let records = limits::SLICE_RECORDS_MAX / limits::SLOW_SLICES;
+        for _ in 1..limits::SLOW_SLICES {
+            let progress = self.slice(shared, readers, records, out)?;
+            let bytes: usize = out.iter().map(|text| text.len()).sum();
+            if progress == Progress::Done || bytes >= limits::SLICE_BYTES_MAX {
+                return Ok(progress);
+            }
+        }
+        self.slice(shared, readers, records, out)
+    }
+
+    /// The same on the slow lane.
+    async fn slow_slice(
+        mut self,
+        shared: &Arc<Shared>,
+        from: &Arc<Deliverer>,
+        out: &mut Vec<Utf8Bytes>,
+    ) -> Option<(Self, Result<Progress, StoreError>)> {
+        let (there, from) = (Arc::clone(shared), Arc::clone(from));
+        let mut served = std::mem::take(out);
+        let work = move || {
+            let progress = self.slow_slices(&there, &from.readers, &mut served);
+            (self, progress, served)
+        };
+        let (running, progress, served) = shared.lane.run(work).await?;
+        *out = served;
+        Some((running, progress))
     }
 
     fn finish(self, out: &mut Vec<Utf8Bytes>) -> Option<Ended> {

@@ -22,6 +22,7 @@ use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 
 use crate::http::Identity;
+use crate::lane::SlowLane;
 use crate::metrics::Metrics;
 use crate::outbox::Outbox;
 use crate::verify::{self, Pool};
@@ -34,6 +35,7 @@ pub struct Shared {
     pub(crate) tail: Arc<Tail>,
     pub(crate) writer: Writer,
     pub(crate) pool: Pool,
+    pub(crate) lane: SlowLane,
     /// A lock, because a new subscription must read the newest number and stand in the index in one step, or an
     /// event could fall between its scan and its live delivery. Fan-out takes it for one event at a time.
     pub(crate) live: Mutex<Live>,
@@ -59,6 +61,7 @@ pub struct Shared {
 struct Rates {
     by_ip: Buckets<IpAddr>,
     http: Buckets<IpAddr>,
+    malformed_by_ip: Buckets<IpAddr>,
     by_key: Buckets<PubKey>,
     metrics: Buckets<PubKey>,
     telemetry: Buckets<PubKey>,
@@ -78,6 +81,7 @@ pub(crate) struct Parts {
     pub tail: Arc<Tail>,
     pub writer: Writer,
     pub pool: Pool,
+    pub lane: SlowLane,
     pub identity: Identity,
     pub blobs: Option<BlobStore>,
     pub keys: Keypair,
@@ -91,6 +95,7 @@ impl Shared {
         let rates = Rates {
             by_ip: Buckets::new(Rate::per_second(limits.events_per_second_per_ip)),
             http: Buckets::new(Rate::per_second(limits.http_requests_per_second_per_ip)),
+            malformed_by_ip: Buckets::new(Rate::per_minute(limits.malformed_per_minute_per_ip)),
             by_key: Buckets::new(Rate::per_second(limits.events_per_second_per_pubkey)),
             metrics: Buckets::new(Rate::per_minute(limits::METRICS_PER_MINUTE)),
             telemetry: Buckets::new(Rate {
@@ -104,6 +109,7 @@ impl Shared {
             tail: parts.tail,
             writer: parts.writer,
             pool: parts.pool,
+            lane: parts.lane,
             live: Mutex::new(Live { subs: Subs::default(), cursor: newest }),
             policy_turn: tokio::sync::Mutex::new(()),
             runtime: parts.runtime,
@@ -158,6 +164,13 @@ impl Shared {
     pub(crate) fn take_request(&self, ip: IpAddr) -> bool {
         let now = self.now().mono_ms;
         self.rates.lock().unwrap_or_else(PoisonError::into_inner).http.take(ip, now)
+    }
+
+    /// Counts a malformed message. `false`: its address has sent too many of late.
+    pub(crate) fn take_malformed(&self, ip: IpAddr) -> bool {
+        self.metrics.malformed.inc();
+        let now = self.now().mono_ms;
+        self.rates.lock().unwrap_or_else(PoisonError::into_inner).malformed_by_ip.take(ip, now)
     }
 
     /// Whether a NIP-98 token is used for the first time.
@@ -258,6 +271,7 @@ impl Shared {
             from: Arc::new(Deliverer { readers, bound: Vec::new() }),
             origin,
             ip: None,
+            turn: None,
             events: vec![event],
             done: Box::new(move |verdicts| {
                 let verdict = verdicts.into_iter().next();
@@ -281,10 +295,26 @@ impl Shared {
         }
         let now = unix_now();
         let world = self.world();
+        let most = world.limits.results;
+        let mut room: Vec<u64> = filters.iter().map(|filter| filter.limit.unwrap_or(most).min(most)).collect();
         let mut bytes = 0;
         let mut found = self.tail.recent_ephemeral(up_to, now, |event| {
             filters.iter().any(|filter| asks(filter) && filter.matches(event))
                 && skep_core::may_read(&world, readers, event, now)
+        });
+        // Newest first, and each filter has its newest `limit`, as in a scan of what is stored.
+        found.retain(|record| {
+            let event = record.as_ref();
+            let mut is_wanted = false;
+            for (room, _) in room
+                .iter_mut()
+                .zip(filters)
+                .filter(|(room, filter)| **room > 0 && asks(filter) && filter.matches(event))
+            {
+                *room -= 1;
+                is_wanted = true;
+            }
+            is_wanted
         });
         found.retain(|record| {
             bytes += record.as_bytes().len();

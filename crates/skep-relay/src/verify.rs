@@ -17,6 +17,7 @@ use skep_proto::lease::{self, Claim, Lease, Request, Resource};
 use skep_proto::{EventId, Prefix, PubKey, RawEvent, Record, Refusal, VerifiedEvent};
 use skep_store::{LeaseRows, Op, Outcome, StoreError, Submission};
 
+use crate::sequence::Turn;
 use crate::shared::{Shared, own_op, unix_now};
 
 /// What becomes of one event.
@@ -27,6 +28,8 @@ pub(crate) struct Job {
     pub from: Arc<Deliverer>,
     pub origin: Origin,
     pub ip: Option<IpAddr>,
+    /// Its place in what its connection sent, where that matters.
+    pub turn: Option<Turn>,
     pub events: Vec<RawEvent>,
     /// Called once for each event, in one or two calls; on a pool or writer thread, so it must not block.
     pub done: Box<dyn FnOnce(Vec<Verdict>) + Send>,
@@ -81,7 +84,7 @@ struct Pending {
 }
 
 fn run(shared: &Arc<Shared>, job: Job) {
-    let Job { from, origin, ip, events, done } = job;
+    let Job { from, origin, ip, turn, events, done } = job;
     let mut verdicts = Vec::with_capacity(events.len());
     let mut pending = Vec::new();
     let mut ops = Vec::with_capacity(events.len());
@@ -101,7 +104,8 @@ fn run(shared: &Arc<Shared>, job: Job) {
     }
     if ops.is_empty() {
         shared.metrics.count_verdicts(&verdicts);
-        return done(verdicts);
+        done(verdicts);
+        return submit(shared, turn, None);
     }
     let after = Arc::clone(shared);
     let finish = move |result: Result<Vec<Outcome>, Arc<StoreError>>| {
@@ -115,8 +119,16 @@ fn run(shared: &Arc<Shared>, job: Job) {
         after.metrics.count_verdicts(&verdicts);
         done(verdicts);
     };
+    submit(shared, turn, Some(Submission { ops, done: Box::new(finish) }));
+}
+
+fn submit(shared: &Shared, turn: Option<Turn>, submission: Option<Submission>) {
     // A writer that has stopped drops the submission, and its connections are being closed.
-    drop(shared.writer.submit_blocking(Submission { ops, done: Box::new(finish) }));
+    let submit = |submission| drop(shared.writer.submit_blocking(submission));
+    match turn {
+        Some(turn) => turn.pass(submission, submit),
+        None => submission.into_iter().for_each(submit),
+    }
 }
 
 fn settle(shared: &Shared, pending: Vec<Pending>, outcomes: Vec<Outcome>, verdicts: &mut Vec<Verdict>) {

@@ -157,6 +157,32 @@ fn a_relay_that_is_told_to_stop_ends_with_0_in_time_and_keeps_what_it_acknowledg
 }
 
 #[test]
+fn whoever_is_connected_is_told_that_the_relay_stops_and_who_does_not_read_does_not_hold_it_up() {
+    let place = Place::new(None, "");
+    let mut relay = place.start();
+    let mut clients: Vec<Client> = (0..40).map(|_| Client::connect(&relay.url).unwrap()).collect();
+    let author = Keypair::from_seckey_slice(SECP256K1, &[3; 32]).unwrap();
+    let mut publisher = Client::connect(&relay.url).unwrap();
+    for n in 0..200 {
+        let event = Draft::new(Kind(1), unix_now(), format!("{n:060000}")).sign(&author, &[0; 32]);
+        assert_eq!(publisher.publish(event.raw()), Verdict::Taken(String::new()));
+    }
+    // 12 MB for each of these, who read nothing of it; the others have been greeted, and are idle.
+    let mut silent: Vec<Client> = (0..3).map(|_| Client::connect(&relay.url).unwrap()).collect();
+    silent.iter_mut().for_each(|client| client.send(r#"["REQ","s",{"kinds":[1]}]"#).unwrap());
+    clients.iter_mut().for_each(|client| drop(client.next(&["AUTH"]).unwrap()));
+    silent.iter_mut().for_each(|client| drop(client.next(&["EVENT"]).unwrap()));
+    let begin = Instant::now();
+    kill_process(Pid::from_child(&relay.child), Signal::TERM).unwrap();
+    for client in &mut clients {
+        assert_eq!(client.next(&["NOTICE"]).unwrap()[1], "closing: the relay stops");
+    }
+    assert_eq!(relay.child.wait().unwrap().code(), Some(0), "{}", place.log());
+    assert!(begin.elapsed() < STOP, "{:?}", begin.elapsed());
+    assert!(!place.log().contains("did not end in time"), "{}", place.log());
+}
+
+#[test]
 fn a_second_relay_on_the_same_data_is_refused_with_one_line_and_a_hint() {
     let place = Place::new(None, "");
     let relay = place.start();

@@ -338,6 +338,35 @@ async fn the_event_of_a_stale_epoch_is_refused_and_a_second_final_too() {
     }
 }
 
+/// An agent need not wait for its lease before it acts, nor for one version before it sends the next.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_one_connection_sends_in_a_row_is_committed_in_that_order() {
+    const ROUNDS: u64 = 400;
+    let relay = Relay::start(UNHURRIED);
+    let colony = Colony::register(&relay).await;
+    let mut client = Client::connect(&relay).await;
+    let mut expected = BTreeMap::new();
+    for n in 0..ROUNDS {
+        let resource = colony.resource(&n.to_string());
+        let request = ask(&resource, "acquire", "a").sign(&colony.agent, &[0; 32]);
+        let version = Draft::new(Kind(10_002), now() - ROUNDS + n, "").sign(&colony.agent, &[0; 32]);
+        // Three a round, and batches of a power of two: requests and what needs them fall into different batches.
+        let sent = [(request, "lease: epoch=1 "), (act(&colony.agent, &resource, 1, true), ""), (version, "")];
+        for (event, answer) in sent {
+            client.feed(publication(&event)).await;
+            expected.insert(event.id.to_hex(), answer);
+        }
+    }
+    client.flush().await;
+    while !expected.is_empty() {
+        let (id, is_taken, text) = client.next_ok().await;
+        let begin = expected.remove(&id).unwrap();
+        assert!(is_taken && text.starts_with(begin) && text.is_empty() == begin.is_empty(), "{id}: {text}");
+    }
+    let newest = client.request("q", &json!({ "kinds": [10_002] })).await;
+    assert_eq!(newest.len(), 1);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn only_the_agent_asks_and_only_with_its_owners_consent_it_steals() {
     let relay = Relay::start(UNHURRIED);

@@ -226,21 +226,27 @@ mod tests {
         layer.iter().map(|(table, key, slot)| (table as u8, key.clone(), slot.clone())).collect()
     }
 
+    fn replayed(dir: &Path, generation: u64) -> Layer {
+        let mut layer = Layer::default();
+        replay(dir, generation, &mut layer).unwrap();
+        layer
+    }
+
     #[test]
     fn a_frame_is_frozen_and_read_back() {
         let dir = tempfile::tempdir().unwrap();
-        Wal::create(dir.path(), 3, false).unwrap().append(&layer()).unwrap();
+        Wal::new(dir.path(), 3, false).append(&layer()).unwrap();
         let file = std::fs::read(path(dir.path(), 3)).unwrap();
         let written: String = file[..FRAME.len() / 2].iter().map(|byte| format!("{byte:02x}")).collect();
         assert_eq!(written, FRAME);
         assert!(file[FRAME.len() / 2..].iter().all(|byte| *byte == 0), "the rest is reserved room");
-        assert_eq!(rows(&replay(dir.path(), 3).unwrap()), rows(&layer()));
+        assert_eq!(rows(&replayed(dir.path(), 3)), rows(&layer()));
     }
 
     #[test]
     fn a_frame_of_another_generation_or_with_one_bit_wrong_ends_the_log() {
         let dir = tempfile::tempdir().unwrap();
-        let mut wal = Wal::create(dir.path(), 3, false).unwrap();
+        let mut wal = Wal::new(dir.path(), 3, false);
         wal.append(&layer()).unwrap();
         let mut whole = std::fs::read(path(dir.path(), 3)).unwrap();
         whole.truncate(FRAME.len());
@@ -248,9 +254,9 @@ mod tests {
             let mut altered = whole.clone();
             altered[bit / 8] ^= 1 << (bit % 8);
             std::fs::write(path(dir.path(), 3), &altered).unwrap();
-            assert_eq!(rows(&replay(dir.path(), 3).unwrap()), [], "bit {bit}");
+            assert_eq!(rows(&replayed(dir.path(), 3)), [], "bit {bit}");
         }
         std::fs::write(path(dir.path(), 4), &whole).unwrap();
-        assert_eq!(rows(&replay(dir.path(), 4).unwrap()), []);
+        assert_eq!(rows(&replayed(dir.path(), 4)), []);
     }
 }

@@ -3,11 +3,12 @@
 use std::net::Ipv4Addr;
 
 use serde_json::{Value, json};
+use skep_proto::{Draft, Kind};
 use tokio::io::AsyncReadExt;
 
-use crate::load_harness::{Client, Relay, dial, publication};
-use crate::raw::Raw;
-use crate::{alone, notes, until};
+use crate::load_harness::{Client, Relay, dial, keys, now, publication};
+use crate::raw::{Raw, TEXT};
+use crate::{alone, cut, notes, publish_all, until};
 
 const ONE: Ipv4Addr = Ipv4Addr::new(127, 0, 0, 1);
 const TWO: Ipv4Addr = Ipv4Addr::new(127, 0, 0, 2);
@@ -137,4 +138,78 @@ async fn subscriptions_and_reconciliations_over_the_limit_are_closed_and_the_oth
     let mut heard = [client.recv().await, client.recv().await].map(|message| message[1].as_str().unwrap().to_owned());
     heard.sort_unstable();
     assert_eq!(heard, ["s0", "s2"]);
+}
+
+/// Sends noise; whether the connection outlived it.
+async fn outlives_noise(client: &mut Raw) -> bool {
+    client.send(TEXT, b"noise").await;
+    assert_eq!(client.recv().await[0], "NOTICE", "noise is answered");
+    client.send(TEXT, br#"["COUNT","c",{"ids":[]}]"#).await;
+    client.recv().await == json!(["COUNT", "c", { "count": 0 }])
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn malformed_messages_of_an_address_are_counted_over_all_its_connections() {
+    const NOISY: &str = "malformed messages from this address";
+    let _turn = alone().await;
+    let relay = Relay::start("[relay.limits]\nmalformed_per_minute_per_ip = 5\nconnections_per_ip = 4\n");
+    let mut well_behaved = Client::connect(&relay).await;
+    // Who was here before, and who asked for metrics, may still be on their way out.
+    let enter = async || {
+        loop {
+            match knock(&relay, ONE).await {
+                Ok(mut client) => {
+                    assert_eq!(client.recv().await[0], "AUTH");
+                    break client;
+                }
+                Err(status) => assert_eq!(status, 503),
+            }
+        }
+    };
+    for _ in 0..5 {
+        assert!(outlives_noise(&mut enter().await).await);
+    }
+    for count in 1..=3 {
+        let mut noisy = enter().await;
+        assert!(!outlives_noise(&mut noisy).await);
+        assert_eq!(noisy.end().await, Some((1008, NOISY.into())));
+        // Once there are three, no place is left to ask from.
+        if count < 3 {
+            until("it was counted", 10, async || cut(&relay, NOISY).await == count).await;
+        }
+    }
+    // Their places stay taken for a while: coming again at once gains nothing.
+    assert_eq!(knock(&relay, ONE).await.err(), Some(503));
+    assert_eq!(well_behaved.publish(&notes(1, 10)[0]).await, (true, String::new()), "others of the address go on");
+    let mut elsewhere = knock(&relay, TWO).await.unwrap_or_else(|status| panic!("{status}"));
+    elsewhere.recv().await;
+    assert!(outlives_noise(&mut elsewhere).await, "another address has a count of its own");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn recent_ephemeral_events_are_served_up_to_the_limit_of_each_filter() {
+    let _turn = alone().await;
+    let relay = Relay::start("");
+    let mut client = Client::connect(&relay).await;
+    let event = |n: u16| Draft::new(Kind(20_500 + n % 2), now(), n.to_string()).sign(&keys(4), &[0; 32]);
+    publish_all(&mut client, &(0..10).map(event).collect::<Vec<_>>()).await;
+    let mut ask = async |filters: Vec<Value>| {
+        let message: Vec<Value> = [json!("REQ"), json!("s")].into_iter().chain(filters).collect();
+        client.send(Value::from(message).to_string()).await;
+        let mut found = Vec::new();
+        loop {
+            let message = client.recv().await;
+            match message[0].as_str().unwrap() {
+                "EVENT" => found.push(message[2]["content"].as_str().unwrap().to_owned()),
+                _ => break found,
+            }
+        }
+    };
+    let even = |limit: u64| json!({ "kinds": [20_500], "since": 1, "limit": limit });
+    let odd = |limit: u64| json!({ "kinds": [20_501], "since": 1, "limit": limit });
+    assert_eq!(ask(vec![even(2)]).await, ["8", "6"], "the newest, newest first");
+    assert_eq!(ask(vec![even(1), odd(3)]).await, ["9", "8", "7", "5"], "each filter has its own");
+    assert_eq!(ask(vec![even(2), even(3)]).await, ["8", "6", "4"], "and none comes twice");
+    assert_eq!(ask(vec![even(0)]).await, Vec::<String>::new());
+    assert_eq!(ask(vec![json!({ "kinds": [20_500], "since": 1 })]).await.len(), 5);
 }

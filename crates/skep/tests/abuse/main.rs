@@ -5,6 +5,7 @@
 #[path = "../load_harness/mod.rs"]
 mod load_harness;
 
+mod attack;
 mod bombs;
 mod corpus;
 mod crowd;
@@ -38,6 +39,7 @@ events_per_second_per_ip = 0
 events_per_second_per_pubkey = 0
 requests_per_second = 0
 http_requests_per_second_per_ip = 0
+malformed_per_minute_per_ip = 0
 ";
 
 /// Notes of `bytes` of content, all different, one second apart, by one key.

@@ -111,7 +111,7 @@ async fn recent_ephemeral_events_are_served_from_a_bounded_amount() {
     let mut client = Raw::open(&relay).await;
     let requests: Vec<u8> = (0..30)
         .flat_map(|n| {
-            let request = json!(["REQ", format!("s{n}"), { "kinds": [20_500], "since": 1, "limit": 1 }]).to_string();
+            let request = json!(["REQ", format!("s{n}"), { "kinds": [20_500], "since": 1 }]).to_string();
             crate::raw::frame(TEXT, true, true, request.as_bytes())
         })
         .collect();

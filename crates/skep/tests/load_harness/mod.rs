@@ -145,8 +145,13 @@ impl Client {
 
     /// From an address of this machine; with a receive buffer in bytes when the kernel's own is too kind.
     pub async fn connect_from(relay: &Relay, source: Ipv4Addr, buffer: Option<u32>) -> Self {
-        let stream = dial(relay.address, source, buffer).await.unwrap();
-        let (socket, _) = client_async(format!("ws://{}", relay.address), stream).await.unwrap();
+        Self::connect_to(relay.address, source, buffer).await
+    }
+
+    /// To a relay that another process has started.
+    pub async fn connect_to(address: SocketAddr, source: Ipv4Addr, buffer: Option<u32>) -> Self {
+        let stream = dial(address, source, buffer).await.unwrap();
+        let (socket, _) = client_async(format!("ws://{address}"), stream).await.unwrap();
         let mut client = Self { socket, challenge: String::new() };
         let greeting = client.recv().await;
         assert_eq!(greeting[0], "AUTH");

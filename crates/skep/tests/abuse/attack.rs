@@ -1,0 +1,184 @@
+//! Abuse as a process of its own: this test binary, started again at the lowest priority (`nice -n 19`).
+//!
+//! On a machine with two cores an attacker in the measuring process, or at its priority, takes the time of the client
+//! that is measured, and the figures would tell about the kernel's scheduler. What a nice attacker takes from others
+//! it takes through the relay.
+
+use std::io::{BufRead, BufReader};
+use std::net::{Ipv4Addr, SocketAddr};
+use std::process::{Child, ChildStdout, Command, Stdio};
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde_json::json;
+use skep_proto::{Draft, Kind};
+use tokio::io::AsyncWriteExt;
+use tokio::task::JoinSet;
+
+use crate::bombs::{bombs, request};
+use crate::load_harness::{Client, dial, keys, now};
+use crate::raw::{Raw, TEXT, frame};
+
+/// Which abuse a started process commits, and against whom.
+const ATTACK: &str = "SKEP_TEST_ATTACK";
+const ADDRESS: &str = "SKEP_TEST_ATTACK_ADDRESS";
+
+/// What the process says when its attack has begun.
+const BEGUN: &str = "the attack has begun";
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Attack {
+    Slowloris,
+    FilterBombs,
+    MalformedFlood,
+    NeverReading,
+}
+
+impl Attack {
+    pub const ALL: [Self; 4] = [Self::Slowloris, Self::FilterBombs, Self::MalformedFlood, Self::NeverReading];
+
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Slowloris => "slowloris",
+            Self::FilterBombs => "filter bombs",
+            Self::MalformedFlood => "malformed flood",
+            Self::NeverReading => "never-reading",
+        }
+    }
+}
+
+/// A process that attacks. Dropping it kills it.
+pub struct Attacker {
+    attack: Attack,
+    child: Child,
+    /// Held open: what it says of its end must go somewhere.
+    _stdout: BufReader<ChildStdout>,
+}
+
+impl Attacker {
+    /// Gives it back when the attack has begun. `test` is the test that begins with [`attack_if_told`].
+    pub fn start(attack: Attack, address: SocketAddr, test: &str) -> Self {
+        // `nice` becomes the program that it starts, so the process id is the attacker's.
+        let mut child = Command::new("nice")
+            .args(["-n", "19"])
+            .arg(std::env::current_exe().unwrap())
+            .args(["--exact", test, "--nocapture"])
+            .env(ATTACK, attack.name())
+            .env(ADDRESS, address.to_string())
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut stdout = BufReader::new(child.stdout.take().unwrap());
+        let mut said = String::new();
+        while !said.ends_with(&format!("{BEGUN}\n")) {
+            assert_ne!(stdout.read_line(&mut said).unwrap(), 0, "{attack:?} did not begin: {said}");
+        }
+        Self { attack, child, _stdout: stdout }
+    }
+
+    /// Panics when the process has ended: it met something that an attacker should not.
+    #[track_caller]
+    pub fn assert_attacks(&mut self) {
+        assert_eq!(self.child.try_wait().unwrap(), None, "{:?} has ended", self.attack);
+    }
+}
+
+impl Drop for Attacker {
+    fn drop(&mut self) {
+        // SIGKILL to this process id; an error means that it is gone.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// Attacks, if this process was started for that; then it does not come back.
+pub async fn attack_if_told() {
+    let Ok(name) = std::env::var(ATTACK) else { return };
+    let address = std::env::var(ADDRESS).unwrap().parse().unwrap();
+    let attack = Attack::ALL.into_iter().find(|attack| attack.name() == name).unwrap();
+    let mut tasks = match attack {
+        Attack::Slowloris => slowloris(address),
+        Attack::FilterBombs => filter_bombs(address),
+        Attack::MalformedFlood => malformed_flood(address),
+        Attack::NeverReading => silent_subscribers(address).await,
+    };
+    println!("{BEGUN}");
+    // None ends but by a panic; then the attack as a whole has failed.
+    panic!("{attack:?}: {:?}", tasks.join_next().await);
+}
+
+/// Repeats `once` in `count` tasks.
+fn repeat<F>(count: usize, once: impl Fn() -> F) -> JoinSet<()>
+where
+    F: Future<Output = ()> + Send + 'static,
+{
+    (0..count).map(|_| once()).collect()
+}
+
+/// 200 requests of which a byte comes every 50 ms, started again when they are cut.
+fn slowloris(address: SocketAddr) -> JoinSet<()> {
+    repeat(200, || async move {
+        loop {
+            let mut stream = dial(address, Ipv4Addr::LOCALHOST, None).await.unwrap();
+            while stream.write_all(b"G").await.is_ok() {
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+        }
+    })
+}
+
+/// Four connections that send one bomb after another, as fast as they are answered.
+fn filter_bombs(address: SocketAddr) -> JoinSet<()> {
+    let requests: Arc<Vec<String>> = Arc::new(bombs().iter().map(|(_, filters, _)| request("s", filters)).collect());
+    repeat(4, || {
+        let requests = Arc::clone(&requests);
+        async move {
+            let mut client = Client::connect_to(address, Ipv4Addr::LOCALHOST, None).await;
+            for request in requests.iter().cycle() {
+                client.send(request.clone()).await;
+                while !client.recv_text().await.starts_with("[\"EOSE\"") {}
+            }
+        }
+    })
+}
+
+/// Four clients that send noise until they are cut, and come again.
+fn malformed_flood(address: SocketAddr) -> JoinSet<()> {
+    let bushy = format!("[\"EVENT\",{{\"x\":[{}7]}}]", "{\"a\":1},".repeat(60_000));
+    let noise = Arc::new(frame(TEXT, true, true, bushy.as_bytes()).repeat(21));
+    repeat(4, || {
+        let noise = Arc::clone(&noise);
+        async move {
+            loop {
+                let stream = dial(address, Ipv4Addr::LOCALHOST, None).await.unwrap();
+                let mut raw = Raw::upgrade(stream).await.unwrap();
+                raw.bytes(&noise).await;
+                // A reset, when the relay had not read all of it.
+                raw.end().await;
+            }
+        }
+    })
+}
+
+/// 20 subscribers that never read, and what they do not read: 8 MB/s for each.
+async fn silent_subscribers(address: SocketAddr) -> JoinSet<()> {
+    let mut tasks = repeat(20, || async move {
+        loop {
+            let mut silent = Client::connect_to(address, Ipv4Addr::LOCALHOST, Some(64 * 1024)).await;
+            silent.request("s", &json!({ "kinds": [2], "limit": 0 })).await;
+            // As long as it takes to be cut.
+            tokio::time::sleep(Duration::from_secs(12)).await;
+        }
+    });
+    let mut client = Client::connect_to(address, Ipv4Addr::LOCALHOST, None).await;
+    tasks.spawn(async move {
+        let author = keys(9);
+        for n in 0u64.. {
+            let event = Draft::new(Kind(2), now(), format!("{n:040000}")).sign(&author, &[0; 32]);
+            client.publish(&event).await;
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    });
+    tasks
+}
