@@ -12,9 +12,11 @@ pub mod intake;
 pub mod lease;
 pub mod management;
 pub mod meter;
+pub mod queue;
 pub mod rate;
 pub mod session;
 pub mod subs;
+pub mod turn;
 pub mod usage;
 pub mod world;
 
