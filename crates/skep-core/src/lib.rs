@@ -11,9 +11,13 @@ pub mod hll;
 pub mod intake;
 pub mod lease;
 pub mod management;
+pub mod meter;
+pub mod queue;
 pub mod rate;
 pub mod session;
 pub mod subs;
+pub mod turn;
+pub mod usage;
 pub mod world;
 
 pub use access::{Readers, may_read, may_read_all};

@@ -36,6 +36,89 @@ pub const LEASE_INSTANCE_BYTES_MAX: usize = 128;
 pub const METRICS_PER_MINUTE: u32 = 60;
 pub const FRAMES_PER_SECOND: u32 = 100;
 
+/// Bytes of what is sealed in a metric or a frame (NIP-AM, NIP-AO): what two bytes of length can say.
+pub const SEALED_BYTES_MAX: usize = 65_535;
+
+/// Characters of the longest such content: version 1, nonce 32, length 2, padding to 65,536, MAC 32, as base64.
+pub const SEALED_CONTENT_CHARS_MAX: usize = (1 + 32 + 2 + 65_536 + 32usize).div_ceil(3) * 4;
+
+/// How far a control frame may be from our clock, either way (NIP-AO).
+pub const CONTROL_FRESH_SECS: u64 = 300;
+
+/// Milliseconds between two relay frames of one harness; what comes meanwhile waits for the next, in a batch.
+pub const FRAME_INTERVAL_MS: u64 = 1_000;
+
+/// Bytes of telemetry that wait for a frame: at 64 KiB a second about a minute's worth, then the oldest is dropped.
+pub const FRAMES_PENDING_BYTES_MAX: usize = 4 * 1024 * KIB;
+
+/// Bytes of one telemetry item, so that it fits in a frame by itself with the words of a batch around it.
+pub const FRAME_ITEM_BYTES_MAX: usize = SEALED_BYTES_MAX - 256;
+
+/// Seconds between two signs of life of a turn.
+pub const TURN_LIVENESS_SECS: u64 = 10;
+
+/// Leader election on one machine (NIP-LE): the file is written this often, and an older claim than two rounds is
+/// nobody's. Who was stolen from stands back as long, so that the new leader's first round is over.
+pub const LEADER_REFRESH_MS: u64 = 5_000;
+pub const LEADER_STALE_MS: u64 = 2 * LEADER_REFRESH_MS;
+pub const LEADER_STAND_DOWN_MS: u64 = 2 * LEADER_REFRESH_MS;
+
+/// Bytes of a leader lock file that are looked at; ours has about 150.
+pub const LEADER_FILE_BYTES_MAX: usize = 4 * KIB;
+
+/// Agent-to-agent hops in one thread, and turns of one pair of agents in an hour; then the owner is asked.
+pub const HOPS_MAX: u32 = 6;
+pub const PAIR_TURNS_PER_HOUR_MAX: usize = 10;
+
+/// Pairs of agents whose turns are counted: 50 agents are 2,450 pairs.
+pub const PAIRS_MAX: usize = 4_096;
+
+/// Messages that wait in an inbox. Past that a new one is refused, visibly; 10,000 rows of about 1 KiB are 10 MB.
+pub const INBOX_WAITING_MAX: usize = 10_000;
+
+/// Attempts at a message, and the time between them: 5 s, doubled each time, at most 300 s, with full jitter. Ten
+/// attempts take 5+10+20+40+80+160+300+300+300 s at most: 20 minutes.
+pub const ATTEMPTS_MAX: u32 = 10;
+pub const RETRY_MS_MIN: u64 = 5_000;
+pub const RETRY_MS_MAX: u64 = 300_000;
+
+/// A turn without any progress is cancelled after this; no turn is longer than the second.
+pub const TURN_IDLE_MS: u64 = 15 * 60 * 1_000;
+pub const TURN_MS_MAX: u64 = 2 * 60 * 60 * 1_000;
+
+/// From "please stop" to terminate, from there to kill, and from there to giving up on hearing of its end.
+pub const KILL_STEP_MS: u64 = 5_000;
+
+/// Bytes of one reply that are kept; the rest is cut with a note.
+pub const REPLY_BYTES_MAX: usize = 1024 * KIB;
+
+/// Bytes of one published part of a reply: a quarter of an event, as escapes may double it and tags need room.
+pub const REPLY_PART_BYTES_MAX: usize = 64 * KIB;
+
+/// How long a permission may wait for its answer; less when the turn ends sooner (NIP-AO).
+pub const PERMIT_MS_MAX: u64 = 300_000;
+
+/// Permissions of one agent that wait at once, and decided ones that are remembered to tell a late answer.
+pub const PERMITS_PENDING_MAX: usize = 32;
+pub const PERMITS_DECIDED_MAX: usize = 1_024;
+
+/// Bytes of a permission's identifiers (longer: denied), and of its labels and description (cut) (NIP-AO).
+pub const PERMIT_ID_BYTES_MAX: usize = 200;
+pub const PERMIT_TEXT_BYTES_MAX: usize = 200;
+
+/// Bytes of one text in a prompt; the rest is cut with a note.
+pub const PROMPT_TEXT_BYTES_MAX: usize = 1024 * KIB;
+
+/// Messages of a thread, and bytes of them, that come before the message in a prompt.
+pub const HISTORY_MESSAGES_MAX: usize = 50;
+pub const HISTORY_BYTES_MAX: usize = 128 * KIB;
+
+/// Settled turns whose median estimates the next one.
+pub const ESTIMATE_TURNS_MAX: usize = 20;
+
+/// Bytes of an agent's or pod's name: a DNS label, so that it can be one.
+pub const NAME_BYTES_MAX: usize = 63;
+
 /// Bytes of one negentropy message we send, before hex: half of a usual 128 KiB frame, minus the envelope.
 pub const NEG_FRAME_BYTES: usize = 60 * KIB;
 
@@ -109,6 +192,8 @@ pub const HEAD_SECS_MAX: u64 = 10;
 const _: () = assert!(
     VERIFY_BATCH_MAX * IN_FLIGHT_EVENT_BYTES_MIN <= IN_FLIGHT_BYTES_MAX && VERIFY_BATCH_MAX <= BATCH_EVENTS_MAX
 );
+const _: () = assert!(LEADER_REFRESH_MS < LEADER_STALE_MS && TURN_IDLE_MS < TURN_MS_MAX && RETRY_MS_MIN < RETRY_MS_MAX);
+const _: () = assert!(PERMIT_MS_MAX < TURN_MS_MAX && SEALED_BYTES_MAX < FRAMES_PENDING_BYTES_MAX);
 const _: () = assert!(NEG_FRAME_BYTES * 2 + 256 < OUTBOX_BYTES_MAX);
 const _: () = assert!(HTTP_PIECES_MAX * (RECENT_BYTES_MAX + 256 * KIB) <= OUTBOX_BYTES_MAX);
 

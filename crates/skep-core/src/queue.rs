@@ -1,0 +1,491 @@
+//! The inbox of one agent: every message it was ever sent is answered, or visibly waiting, or visibly ended.
+//!
+//! Job: say which message is prompted next, and when one is tried again. One turn in a channel, several channels at
+//! once; in a channel the order of arrival is kept. Lives as long as its agent; the shell stores every
+//! [`Effect::Store`] before it does what comes after it, and gives the rows back after a crash.
+//! Must not: forget a message, prompt one that has an answer, or spend attempts on what waiting cannot mend.
+//!
+//! A full inbox refuses the newest message, visibly.
+
+mod lane;
+mod row;
+
+use std::collections::BTreeSet;
+
+use ahash::AHashMap;
+use skep_proto::lease::Epoch;
+use skep_proto::time::UnixMs;
+use skep_proto::{EventId, limits};
+
+pub use lane::Lanes;
+pub use row::{Message, Place, Priority, Row, State};
+
+use crate::backend::BackendError;
+use crate::turn::{Cancel, TurnId};
+
+/// What a new message does to the turn that runs in its channel.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Mode {
+    /// It waits.
+    #[default]
+    Queue,
+    /// It ends the turn.
+    Interrupt,
+    /// It is given to the turn, where the backend can take it; else it waits.
+    Steer,
+}
+
+#[derive(Debug, Clone, Copy)]
+pub struct Settings {
+    pub mode: Mode,
+    /// Turns at once, each in its own channel.
+    pub parallel: usize,
+    /// Whether a message that has to wait behind a turn is marked.
+    pub shows_waiting: bool,
+    pub waiting_max: usize,
+    pub attempts_max: u32,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            mode: Mode::Queue,
+            parallel: 1,
+            shows_waiting: true,
+            waiting_max: limits::INBOX_WAITING_MAX,
+            attempts_max: limits::ATTEMPTS_MAX,
+        }
+    }
+}
+
+#[derive(Debug, Clone, PartialEq)]
+pub enum Input {
+    /// A message was committed to the inbox. One that is known already changes nothing.
+    Arrived(Message),
+    /// Its sender may prompt.
+    Admitted(EventId),
+    /// Its sender may not, or its owner called it off while it waited.
+    Refused {
+        id: EventId,
+        reason: String,
+    },
+    /// The answer to [`Effect::Prompt`]: budget, lease and journal are in order, and the turn runs.
+    Started {
+        id: EventId,
+        turn: TurnId,
+        epoch: Epoch,
+    },
+    /// The other answer to it.
+    NotStarted {
+        id: EventId,
+        why: NotStarted,
+    },
+    /// The answer to [`Effect::Steer`].
+    Steered {
+        id: EventId,
+        turn: TurnId,
+        is_taken: bool,
+    },
+    Ended {
+        turn: TurnId,
+        how: Ended,
+    },
+    /// A dead, refused or expired message, once more.
+    Retry(Row),
+    /// No new turns until [`Input::Resumed`].
+    Paused(String),
+    Resumed,
+    /// Whether this instance is the prompter.
+    Leading(bool),
+    /// A time of [`Effect::WakeAt`] came.
+    Tick,
+}
+
+/// Why a turn was not begun. None of these is an attempt.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum NotStarted {
+    /// No budget, the turn's lease is held by another, the disk is full: the reason is shown while it waits.
+    Wait { reason: String, until: UnixMs },
+    /// The turn's lease is completed: somebody answered.
+    Answered(Option<EventId>),
+}
+
+/// How a turn ended, once its reply was published or could not be.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Ended {
+    /// `None`: by another instance, and the relay does not say with which event.
+    Answered(Option<EventId>),
+    Failed(BackendError),
+    /// No progress, so it was cancelled.
+    Stuck,
+    /// It reached the longest time that a turn may take.
+    TooLong,
+    Cancelled(Cancel),
+}
+
+#[derive(Debug, Clone, PartialEq)]
+pub enum Effect {
+    /// Store the row before anything that follows.
+    Store(Row),
+    /// Reserve the budget, take the turn's lease, write the journal, prompt; then say `Started` or `NotStarted`.
+    Prompt {
+        message: Message,
+        /// From 1.
+        attempt: u32,
+        /// The lease's epoch of an earlier turn that may still live: ours must be newer.
+        after: Option<Epoch>,
+    },
+    /// Give the message to a running turn, and say `Steered`.
+    Steer {
+        turn: TurnId,
+        message: Message,
+    },
+    Cancel {
+        turn: TurnId,
+        why: Cancel,
+    },
+    React {
+        id: EventId,
+        reaction: Reaction,
+    },
+    /// One visible sentence for the sender.
+    Notice {
+        id: EventId,
+        text: String,
+    },
+    /// New turns stopped, and a person is needed.
+    PauseAgent(String),
+    WakeAt(UnixMs),
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Reaction {
+    /// 👀: it is being prompted.
+    Eyes,
+    /// ⏳: it waits behind a turn.
+    Hourglass,
+}
+
+/// The machine.
+#[derive(Debug)]
+pub struct Queue {
+    settings: Settings,
+    lanes: Lanes,
+    expiries: BTreeSet<(UnixMs, EventId)>,
+    /// The channel of each turn that runs.
+    turns: AHashMap<TurnId, String>,
+    paused: Option<String>,
+    /// The provider said not to come back before.
+    busy_until: UnixMs,
+    leads: bool,
+    woken_at: Option<UnixMs>,
+    /// Messages refused because the inbox was full.
+    pub refused_full: u64,
+}
+
+impl Queue {
+    pub fn new(settings: Settings) -> Self {
+        Self {
+            settings,
+            lanes: Lanes::default(),
+            expiries: BTreeSet::new(),
+            turns: AHashMap::new(),
+            paused: None,
+            busy_until: 0,
+            leads: false,
+            woken_at: None,
+            refused_full: 0,
+        }
+    }
+
+    /// The inbox after a start: every stored row that has not ended. One that was being prompted is prompted again,
+    /// under a newer lease only, and that counts as an attempt.
+    pub fn restore(settings: Settings, rows: impl IntoIterator<Item = Row>, now: UnixMs) -> (Self, Vec<Effect>) {
+        let mut queue = Self::new(settings);
+        let mut out = Vec::new();
+        for mut row in rows.into_iter().filter(|row| !row.state.is_final()) {
+            if let State::Prompted { epoch, .. } = row.state {
+                row.epoch = Some(epoch);
+                row.attempts += 1;
+                row.enter(State::Queued, now, "the harness stopped during its turn");
+                if row.attempts >= queue.settings.attempts_max {
+                    queue.bury(row, now, "the harness stopped during each of its turns", &mut out);
+                    continue;
+                }
+                out.push(Effect::Store(row.clone()));
+            }
+            queue.hold(row);
+        }
+        (queue, out)
+    }
+
+    /// `random` spreads the next attempt; a fresh one each time.
+    pub fn handle(&mut self, now: UnixMs, random: u64, input: Input) -> Vec<Effect> {
+        let mut out = Vec::new();
+        self.take(now, random, input, &mut out);
+        self.expire(now, &mut out);
+        self.start_due(now, &mut out);
+        self.plan_wake(now, &mut out);
+        out
+    }
+
+    /// Messages that wait or are being prompted.
+    pub fn rows(&self) -> impl Iterator<Item = &Row> {
+        self.lanes.rows()
+    }
+
+    pub fn paused(&self) -> Option<&str> {
+        self.paused.as_deref()
+    }
+
+    fn take(&mut self, now: UnixMs, random: u64, input: Input, out: &mut Vec<Effect>) {
+        match input {
+            Input::Arrived(message) => self.arrive(now, message, out),
+            Input::Admitted(id) => self.admit(now, id, out),
+            Input::Refused { id, reason } => {
+                if let Some(row) = self.lanes.remove_waiting(&id) {
+                    self.finish(row, State::Refused, now, &reason, out);
+                }
+            }
+            Input::Started { id, turn, epoch } => self.begin(now, id, turn, epoch, out),
+            Input::NotStarted { id, why } => self.not_begun(now, id, why, out),
+            Input::Steered { id, turn, is_taken } => self.steered(now, id, &turn, is_taken, out),
+            Input::Ended { turn, how } => self.end(now, random, &turn, how, out),
+            Input::Retry(row) => self.retry_by_hand(now, row, out),
+            Input::Paused(reason) => self.paused = Some(reason),
+            Input::Resumed => {
+                self.paused = None;
+                self.busy_until = 0;
+            }
+            Input::Leading(leads) => self.lead(leads, out),
+            Input::Tick => {}
+        }
+    }
+
+    fn arrive(&mut self, now: UnixMs, message: Message, out: &mut Vec<Effect>) {
+        if self.lanes.knows(&message.id) {
+            return;
+        }
+        let row = Row::new(message, now);
+        if self.lanes.len() >= self.settings.waiting_max {
+            self.refused_full += 1;
+            return self.finish(row, State::Refused, now, "the inbox is full", out);
+        }
+        out.push(Effect::Store(row.clone()));
+        self.hold(row);
+    }
+
+    fn admit(&mut self, now: UnixMs, id: EventId, out: &mut Vec<Effect>) {
+        let Some(row) = self.lanes.get_mut(&id).filter(|row| row.state == State::Stored) else { return };
+        row.enter(State::Queued, now, "");
+        out.push(Effect::Store(row.clone()));
+        let message = row.message.clone();
+        let is_urgent = message.priority == Priority::Urgent;
+        let Some(turn) = self.lanes.turn_in(&message.channel) else { return };
+        match (self.settings.mode, turn) {
+            (Mode::Interrupt, Some(turn)) => out.push(Effect::Cancel { turn, why: Cancel::Interrupted }),
+            (Mode::Queue, Some(turn)) if is_urgent => out.push(Effect::Cancel { turn, why: Cancel::Interrupted }),
+            (Mode::Steer, Some(turn)) => out.push(Effect::Steer { turn, message }),
+            _ => self.show_waiting(id, out),
+        }
+    }
+
+    fn show_waiting(&self, id: EventId, out: &mut Vec<Effect>) {
+        if self.settings.shows_waiting {
+            out.push(Effect::React { id, reaction: Reaction::Hourglass });
+        }
+    }
+
+    fn begin(&mut self, now: UnixMs, id: EventId, turn: TurnId, epoch: Epoch, out: &mut Vec<Effect>) {
+        let Some(row) = self.lanes.starting(&id) else {
+            // Nobody waits for this turn any more: it expired, or was called off.
+            return out.push(Effect::Cancel { turn, why: Cancel::NotWanted });
+        };
+        if row.epoch.is_some_and(|before| epoch <= before) {
+            let until = now + limits::RETRY_MS_MIN;
+            let reason = "the turn's lease is not newer than the one before".to_owned();
+            self.not_begun(now, id, NotStarted::Wait { reason, until }, out);
+            return out.push(Effect::Cancel { turn, why: Cancel::Fenced });
+        }
+        row.epoch = Some(epoch);
+        row.enter(State::Prompted { turn: turn.clone(), epoch }, now, "");
+        out.push(Effect::Store(row.clone()));
+        out.push(Effect::React { id, reaction: Reaction::Eyes });
+        let channel = row.message.channel.clone();
+        self.lanes.run(&channel, turn.clone());
+        self.turns.insert(turn.clone(), channel);
+        if !self.leads {
+            out.push(Effect::Cancel { turn, why: Cancel::Stolen });
+        }
+    }
+
+    fn not_begun(&mut self, now: UnixMs, id: EventId, why: NotStarted, out: &mut Vec<Effect>) {
+        let Some(row) = self.lanes.starting(&id) else { return };
+        let channel = row.message.channel.clone();
+        self.lanes.free(&channel);
+        match why {
+            NotStarted::Answered(event) => {
+                if let Some(row) = self.lanes.remove(&id) {
+                    self.finish(row, State::Answered { event }, now, "answered by another instance", out);
+                }
+            }
+            NotStarted::Wait { reason, until } => {
+                let Some(row) = self.lanes.get_mut(&id) else { return };
+                row.retry_at = Some(until);
+                row.enter(State::Queued, now, &reason);
+                out.push(Effect::Store(row.clone()));
+            }
+        }
+    }
+
+    fn steered(&mut self, now: UnixMs, id: EventId, turn: &TurnId, is_taken: bool, out: &mut Vec<Effect>) {
+        let Some(row) = self.lanes.get_mut(&id).filter(|row| row.state == State::Queued) else { return };
+        let channel = row.message.channel.clone();
+        if !is_taken {
+            return self.show_waiting(id, out);
+        }
+        // A turn that ended meanwhile did not read it: it is prompted by itself.
+        let Some(epoch) = self.lanes.join(&channel, turn, id) else { return };
+        let Some(row) = self.lanes.get_mut(&id) else { return };
+        row.enter(State::Prompted { turn: turn.clone(), epoch }, now, "joined a running turn");
+        out.push(Effect::Store(row.clone()));
+        out.push(Effect::React { id, reaction: Reaction::Eyes });
+    }
+
+    fn end(&mut self, now: UnixMs, random: u64, turn: &TurnId, how: Ended, out: &mut Vec<Effect>) {
+        let Some(channel) = self.turns.remove(turn) else { return };
+        for id in self.lanes.free(&channel) {
+            if let Some(row) = self.lanes.remove(&id) {
+                self.end_row(now, random, row, &how, out);
+            }
+        }
+    }
+
+    fn end_row(&mut self, now: UnixMs, random: u64, mut row: Row, how: &Ended, out: &mut Vec<Effect>) {
+        match how {
+            Ended::Answered(event) => self.finish(row, State::Answered { event: *event }, now, "", out),
+            Ended::Cancelled(why) if why.gives_up() => self.finish(row, State::Refused, now, why.as_str(), out),
+            Ended::Cancelled(why) => self.requeue(row, now, now, why.as_str(), out),
+            Ended::TooLong => self.bury(row, now, "the turn took longer than a turn may", out),
+            Ended::Stuck if row.is_stuck => self.bury(row, now, "no progress, twice", out),
+            Ended::Stuck => {
+                row.is_stuck = true;
+                self.retry(row, now, random, "no progress", out);
+            }
+            Ended::Failed(error @ (BackendError::Auth(_) | BackendError::Quota(_))) => {
+                let reason = error.to_string();
+                self.paused = Some(reason.clone());
+                self.requeue(row, now, now, &reason, out);
+                out.push(Effect::PauseAgent(reason));
+            }
+            Ended::Failed(error @ BackendError::Busy { retry_after_secs: Some(secs) }) => {
+                self.busy_until = self.busy_until.max(now.saturating_add(secs.saturating_mul(1_000)));
+                self.requeue(row, now, self.busy_until, &error.to_string(), out);
+            }
+            Ended::Failed(error) => self.retry(row, now, random, &error.to_string(), out),
+        }
+    }
+
+    /// One attempt is used up: the next comes later, or there is none.
+    fn retry(&mut self, mut row: Row, now: UnixMs, random: u64, reason: &str, out: &mut Vec<Effect>) {
+        row.attempts += 1;
+        if row.attempts >= self.settings.attempts_max {
+            return self.bury(row, now, reason, out);
+        }
+        let at = now + backoff_ms(row.attempts, random);
+        self.requeue(row, now, at, reason, out);
+    }
+
+    fn requeue(&mut self, mut row: Row, now: UnixMs, at: UnixMs, reason: &str, out: &mut Vec<Effect>) {
+        row.retry_at = Some(at);
+        row.enter(State::Queued, now, reason);
+        out.push(Effect::Store(row.clone()));
+        self.hold(row);
+    }
+
+    fn bury(&mut self, row: Row, now: UnixMs, reason: &str, out: &mut Vec<Effect>) {
+        let id = row.message.id;
+        let text = format!("gave up after {} attempts: {reason}; `skep retry` tries again", row.attempts.max(1));
+        self.finish(row, State::Dead, now, reason, out);
+        out.push(Effect::Notice { id, text });
+    }
+
+    fn finish(&mut self, mut row: Row, state: State, now: UnixMs, reason: &str, out: &mut Vec<Effect>) {
+        if let Some(at) = row.message.expires_at {
+            self.expiries.remove(&(at, row.message.id));
+        }
+        row.retry_at = None;
+        row.enter(state, now, reason);
+        out.push(Effect::Store(row));
+    }
+
+    fn retry_by_hand(&mut self, now: UnixMs, mut row: Row, out: &mut Vec<Effect>) {
+        let is_answered = matches!(row.state, State::Answered { .. });
+        if is_answered || !row.state.is_final() || self.lanes.knows(&row.message.id) {
+            return;
+        }
+        row.attempts = 0;
+        row.is_stuck = false;
+        // Whoever tries again by hand wants it now, however late it is.
+        row.message.expires_at = None;
+        self.requeue(row, now, now, "tried again by hand", out);
+    }
+
+    fn lead(&mut self, leads: bool, out: &mut Vec<Effect>) {
+        self.leads = leads;
+        if !leads {
+            let mut turns: Vec<_> = self.turns.keys().cloned().collect();
+            turns.sort();
+            out.extend(turns.into_iter().map(|turn| Effect::Cancel { turn, why: Cancel::Stolen }));
+        }
+    }
+
+    fn hold(&mut self, row: Row) {
+        if let Some(at) = row.message.expires_at {
+            self.expiries.insert((at, row.message.id));
+        }
+        self.lanes.insert(row);
+    }
+
+    /// What runs already may end in time; what waits does not begin any more.
+    fn expire(&mut self, now: UnixMs, out: &mut Vec<Effect>) {
+        let due: Vec<_> = self.expiries.iter().take_while(|(at, _)| *at <= now).map(|(_, id)| *id).collect();
+        for id in due {
+            if let Some(row) = self.lanes.remove_waiting(&id) {
+                self.finish(row, State::Expired, now, "its deadline passed while it waited", out);
+            }
+        }
+    }
+
+    fn start_due(&mut self, now: UnixMs, out: &mut Vec<Effect>) {
+        if self.paused.is_some() || !self.leads || now < self.busy_until {
+            return;
+        }
+        while self.lanes.busy() < self.settings.parallel.max(1) {
+            let Some(row) = self.lanes.start_next(now) else { return };
+            out.push(Effect::Prompt { message: row.message.clone(), attempt: row.attempts + 1, after: row.epoch });
+        }
+    }
+
+    fn plan_wake(&mut self, now: UnixMs, out: &mut Vec<Effect>) {
+        let can_start = self.paused.is_none() && self.leads;
+        let retry = if can_start { self.lanes.next_at(now).map(|at| at.max(self.busy_until)) } else { None };
+        let expiry = self.expiries.iter().map(|(at, _)| *at).find(|at| *at > now);
+        let at = retry.filter(|at| *at > now).into_iter().chain(expiry).min();
+        if at != self.woken_at {
+            self.woken_at = at;
+            out.extend(at.map(Effect::WakeAt));
+        }
+    }
+}
+
+/// Full jitter: anything from 0 to 5 s doubled with each attempt, at most 300 s.
+pub fn backoff_ms(attempts: u32, random: u64) -> u64 {
+    let doubled = limits::RETRY_MS_MIN.checked_shl(attempts.saturating_sub(1)).unwrap_or(u64::MAX);
+    let cap = if attempts > 16 { limits::RETRY_MS_MAX } else { doubled.min(limits::RETRY_MS_MAX) };
+    random % (cap + 1)
+}
+
+#[cfg(test)]
+mod tests;
