@@ -31,12 +31,16 @@ pub enum Said {
     /// It may not go on without a permission.
     Ask(Ask),
     Usage(Usage),
+    /// How fast a model call went, where the backend can measure it.
+    Speed(Speed),
+    /// It wrote what its protocol does not know: skipped, counted.
+    Noise(Noise),
     /// A raw protocol frame, for those who watch.
     Frame {
         direction: Direction,
         json: String,
     },
-    /// The turn is over.
+    /// The turn is over. Also said, with the reason, by a backend that could not open a session: [`Said::Gone`] follows.
     Ended(Ended),
     /// The backend is gone: nothing more will come.
     Gone(String),
@@ -154,6 +158,26 @@ pub struct Counters {
     pub cache_write: Option<u64>,
     /// In US dollars, as reported.
     pub cost_usd: Option<f64>,
+}
+
+/// How fast one model call went.
+#[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
+pub struct Speed {
+    /// From the request to the first piece of the answer. `None`: there was none.
+    pub first_token_ms: Option<u64>,
+    /// From the request to the end of the answer.
+    pub total_ms: u64,
+    /// Output tokens as reported, by the time since the first. `None` where no count was reported.
+    pub tokens_per_sec: Option<f64>,
+}
+
+/// Lines that are not of the protocol.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Noise {
+    /// All of them since the backend began.
+    pub lines: u64,
+    /// The last one, cut short. Untrusted text.
+    pub last: String,
 }
 
 /// How a turn ended.

@@ -1,0 +1,24 @@
+//! Hands: what runs a turn, behind one handle.
+//!
+//! Job: speak the words of [`skep_core::backend`] to an ACP program (`acp`), a model server (`openai`) or a command
+//! (`command`), each in one task, and see that nothing of a child process is left behind (`child`). Find what is
+//! installed (`detect`). Be an ACP program that needs no network (`demo`).
+//! Neighbours: `skep-core` below has the words; `skep-node` above starts backends from its settings.
+//! Lifetime: a [`Backend`] that is dropped is gone, with its processes.
+//! Must not: decide what may run or be spent (core does), read the environment, a config file or the home directory
+//! (node does), know the relay or the store, give a child process a key.
+
+pub mod acp;
+mod backend;
+pub mod child;
+pub mod command;
+pub mod demo;
+mod lines;
+mod spec;
+mod text;
+
+pub use backend::{Backend, Closed, ORDERS_MAX, SAID_MAX};
+pub use child::environment::{Environment, EnvironmentError};
+pub use lines::LINE_BYTES_MAX;
+pub use skep_core::backend as words;
+pub use spec::{Kind, McpServer, McpTransport, Spec, Timing};

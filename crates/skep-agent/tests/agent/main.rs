@@ -1,0 +1,6 @@
+//! Backends and their processes, from the outside.
+
+mod acp;
+mod child;
+mod command;
+mod desk;
