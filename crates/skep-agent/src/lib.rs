@@ -6,13 +6,14 @@
 //! Neighbours: `skep-core` below has the words; `skep-node` above starts backends from its settings.
 //! Lifetime: a [`Backend`] that is dropped is gone, with its processes.
 //! Must not: decide what may run or be spent (core does), read the environment, a config file or the home directory
-//! (node does), know the relay or the store, give a child process a key.
+//! (node does), know the relay, give a child process a key.
 
 pub mod acp;
 mod backend;
 pub mod child;
 pub mod command;
 pub mod demo;
+pub mod driver;
 mod lines;
 mod spec;
 mod text;

@@ -12,7 +12,7 @@ const ARROWS: [(&str, &[&str]); 12] = [
     ("skep-core", &["skep-proto"]),
     ("skep-store", &["skep-proto"]),
     ("skep-relay", &["skep-core", "skep-store", "skep-proto"]),
-    ("skep-agent", &["skep-core", "skep-proto"]),
+    ("skep-agent", &["skep-core", "skep-store", "skep-proto"]),
     ("skep-mesh", &["skep-core", "skep-store", "skep-proto"]),
     ("skep-node", &["skep-relay", "skep-agent", "skep-mesh", "skep-store", "skep-core", "skep-proto"]),
     ("skep-ui", &["skep-proto"]),

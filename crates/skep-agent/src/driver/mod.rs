@@ -1,0 +1,85 @@
+//! The one loop of an agent instance: events in, turns run, replies out.
+//!
+//! Job: carry what happens to the machines of `skep-core` (queue, turn, permit, meter) and their effects to the store,
+//! the backends and the door. Lives as long as its instance.
+//! Neighbours: `skep-node` gives it verified events ([`Input`]), a [`Door`] to its home relay, and sends what lies in
+//! the outbox. Must not: decide anything (core does), or publish what is not stored first.
+
+use std::sync::Arc;
+
+use skep_core::audience::Audience;
+use skep_core::leader::Role;
+use skep_core::{queue, turn};
+use skep_proto::{EventId, PubKey, RawEvent};
+use skep_store::AgentStore;
+use skep_store::agent::Delivery;
+use tokio::sync::{mpsc, oneshot};
+
+use crate::Spec;
+
+/// Inputs that wait for the loop. Whoever feeds it waits when there are more: links stop reading their sockets.
+pub const INPUTS_MAX: usize = 256;
+
+/// One instance of one agent, resolved: nothing here is looked up again.
+pub struct Setup {
+    pub name: String,
+    pub keys: secp256k1::Keypair,
+    /// `["auth", owner, conditions, signature]` (NIP-OA), put on what the agent publishes.
+    pub attestation: Option<[String; 4]>,
+    /// Unique to this launch.
+    pub instance: String,
+    pub audience: Audience,
+    pub queue: queue::Settings,
+    pub times: turn::Times,
+    /// What every prompt begins with.
+    pub system: String,
+    /// The backend of a channel is started from this.
+    pub spec: Spec,
+    /// Where replies go; the first is the home relay, which grants leases.
+    pub relays: Vec<String>,
+    /// Whether the home relay grants leases.
+    pub has_leases: bool,
+    pub store: Arc<AgentStore>,
+    /// Says that the outbox has something.
+    pub outbox: Arc<tokio::sync::Notify>,
+}
+
+/// What happens to an instance.
+#[derive(Debug)]
+pub enum Input {
+    /// A verified event that concerns this agent: it names it, or it is the agent's own. May come more than once.
+    Event { event: Box<RawEvent>, relay: String },
+    /// What this instance is now.
+    Role(Role),
+    /// A relay's word on an event of the outbox.
+    Delivered { id: EventId, relay: String, delivery: Delivery },
+    /// Something that a person asked for; the answer is one line for them.
+    Command(Command, oneshot::Sender<Result<String, String>>),
+}
+
+/// What a person may ask of a running instance.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Command {
+    Pause(String),
+    Resume,
+    Retry(EventId),
+    Cancel {
+        channel: Option<String>,
+    },
+    /// To a permission card, by its nonce.
+    Decide {
+        nonce: String,
+        option: String,
+        by: PubKey,
+    },
+}
+
+/// Runs an instance until `inputs` ends; running turns are cancelled then, and their messages stay unanswered.
+pub async fn run<D: skep_core::door::Door>(
+    setup: Setup,
+    door: Arc<D>,
+    inputs: mpsc::Receiver<Input>,
+) -> Result<(), skep_store::StoreError> {
+    let _ = (setup, door, inputs);
+    Ok(())
+}
