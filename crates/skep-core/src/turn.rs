@@ -201,7 +201,7 @@ impl Turn {
         match said {
             Said::Ready(session) => self.ready(session, &mut out),
             Said::Text(piece) => self.append(&piece),
-            Said::Thought(_) => {}
+            Said::Thought(_) | Said::Speed(_) | Said::Noise(_) => {}
             Said::Tool(call) => out.push(Effect::Tool(call)),
             Said::Ask(ask) => self.ask(ask, &mut out),
             Said::Usage(usage) => self.observed.hear(&usage),
