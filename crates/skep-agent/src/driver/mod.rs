@@ -4,16 +4,25 @@
 //! the backends and the door. Lives as long as its instance.
 //! Neighbours: `skep-node` gives it verified events ([`Input`]), a [`Door`] to its home relay, and sends what lies in
 //! the outbox. Must not: decide anything (core does), or publish what is not stored first.
+//!
+//! `desk` the loop's state and the queue's effects · `mail` what an event is · `work` turns · `post` what is published
+
+mod desk;
+mod mail;
+mod post;
+mod work;
 
 use std::sync::Arc;
 
 use skep_core::audience::Audience;
+use skep_core::door::Door;
 use skep_core::leader::Role;
+use skep_core::permit::Policy;
 use skep_core::{queue, turn};
 use skep_proto::{EventId, PubKey, RawEvent};
-use skep_store::AgentStore;
 use skep_store::agent::Delivery;
-use tokio::sync::{mpsc, oneshot};
+use skep_store::{AgentStore, StoreError};
+use tokio::sync::{Notify, mpsc, oneshot};
 
 use crate::Spec;
 
@@ -31,6 +40,7 @@ pub struct Setup {
     pub audience: Audience,
     pub queue: queue::Settings,
     pub times: turn::Times,
+    pub policy: Policy,
     /// What every prompt begins with.
     pub system: String,
     /// The backend of a channel is started from this.
@@ -41,7 +51,9 @@ pub struct Setup {
     pub has_leases: bool,
     pub store: Arc<AgentStore>,
     /// Says that the outbox has something.
-    pub outbox: Arc<tokio::sync::Notify>,
+    pub outbox: Arc<Notify>,
+    /// Says that the owner wants this instance to lead.
+    pub claims: Arc<Notify>,
 }
 
 /// What happens to an instance.
@@ -63,23 +75,17 @@ pub enum Command {
     Pause(String),
     Resume,
     Retry(EventId),
-    Cancel {
-        channel: Option<String>,
-    },
+    /// The turn of one channel, or every turn.
+    Cancel { channel: Option<String> },
     /// To a permission card, by its nonce.
-    Decide {
-        nonce: String,
-        option: String,
-        by: PubKey,
-    },
+    Decide { nonce: String, option: String, by: PubKey },
 }
 
 /// Runs an instance until `inputs` ends; running turns are cancelled then, and their messages stay unanswered.
-pub async fn run<D: skep_core::door::Door>(
+pub async fn run<D: Door + 'static>(
     setup: Setup,
     door: Arc<D>,
     inputs: mpsc::Receiver<Input>,
-) -> Result<(), skep_store::StoreError> {
-    let _ = (setup, door, inputs);
-    Ok(())
+) -> Result<(), StoreError> {
+    desk::Desk::open(setup, door)?.run(inputs).await
 }

@@ -1,0 +1,178 @@
+//! What an event is to this agent, and whether its author may prompt.
+
+use skep_core::audience::{Asker, Fact, Place, Verdict};
+use skep_core::door::Door;
+use skep_core::permit::{Answer, Effect as Permit, Nonce};
+use skep_core::{queue, turn};
+use skep_proto::agent::control::{self, Control, Status};
+use skep_proto::attestation::Attestation;
+use skep_proto::{EventId, Kind, PubKey, RawEvent, limits, seal, thread};
+use skep_store::StoreError;
+
+use super::desk::{Desk, unix_ms, unix_now};
+
+impl<D: Door + 'static> Desk<D> {
+    pub(super) fn receive(&mut self, event: Box<RawEvent>, relay: &str) -> Result<(), StoreError> {
+        match event.kind {
+            _ if event.pubkey == self.me => self.own_event(&event),
+            Kind::AGENT_FRAME => self.control(&event),
+            Kind::REACTION => self.reaction(&event),
+            _ if self.setup.store.has_message(&event.id)? => Ok(()),
+            _ if thread::mentions(&event, &self.me, &self.setup.name) => {
+                let message = queue::Message {
+                    id: event.id,
+                    from: event.pubkey,
+                    channel: thread::channel(&event),
+                    arrived_at: unix_ms(),
+                    expires_at: event.expiration().map(|at| at.saturating_mul(1_000)),
+                    priority: queue::Priority::Normal,
+                };
+                self.arrive(event, relay, message)
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// What another instance published under our key: its final reply ends a message here, too.
+    fn own_event(&mut self, event: &RawEvent) -> Result<(), StoreError> {
+        let Some(Ok(claim)) = skep_proto::lease::Claim::from_event(event) else { return Ok(()) };
+        let trigger = claim.resource.as_str().rsplit(':').next().and_then(|id| id.parse().ok());
+        match trigger {
+            Some(id) if claim.is_final && !self.is_running(&id) => {
+                self.unjudged.remove(&id);
+                self.tell_queue(queue::Input::AnsweredElsewhere { id, event: event.id })
+            }
+            _ => Ok(()),
+        }
+    }
+
+    pub(super) fn judge(&mut self, id: &EventId) -> Result<(), StoreError> {
+        let Some(message) = self.setup.store.message(id)? else { return Ok(()) };
+        let asker = self.asker(&message.event);
+        let place = if thread::is_direct(&message.event) { Place::Direct } else { Place::Channel };
+        let verdict = match self.setup.audience.judge(&asker, place) {
+            Verdict::Admit => self.loops.judge(self.me, &asker, thread::hop(&message.event), unix_now()),
+            other => other,
+        };
+        let id = *id;
+        match verdict {
+            Verdict::Retry => return Ok(()),
+            Verdict::Admit => {
+                self.loops.count(self.me, &asker, unix_now());
+                self.tell_queue(queue::Input::Admitted(id))?;
+            }
+            Verdict::Refuse(reason) => {
+                self.tell_queue(queue::Input::Refused { id, reason: reason.to_string() })?;
+            }
+            Verdict::AskOwner(why) => {
+                self.notice(&id, &format!("{why}; only the owner can let them go on"))?;
+                self.tell_queue(queue::Input::Refused { id, reason: why.to_string() })?;
+            }
+        }
+        self.unjudged.remove(&id);
+        Ok(())
+    }
+
+    /// What is known about an author: by their key, and by the attestation that agents put on what they say.
+    pub(super) fn asker(&self, event: &RawEvent) -> Asker {
+        let attested = Attestation::from_tags(&event.tags, &event.pubkey).and_then(Result::ok);
+        let fact = |yes: bool| if yes { Fact::Yes } else { Fact::No };
+        let owner = self.setup.audience.owner;
+        Asker {
+            key: event.pubkey,
+            is_sibling: fact(attested.as_ref().is_some_and(|attestation| Some(attestation.owner) == owner)),
+            // The relay lets members only write where that matters; here nobody says.
+            is_member: Fact::Unknown,
+            is_agent: fact(attested.is_some() || thread::hop(event) > 0),
+        }
+    }
+
+    /// A frame of the owner. It acts once, also after a restart, and is answered.
+    fn control(&mut self, event: &RawEvent) -> Result<(), StoreError> {
+        let Some(owner) = self.setup.audience.owner else { return Ok(()) };
+        if control::check(event, &self.me, &owner, unix_now()).is_err() {
+            return Ok(());
+        }
+        let Ok(text) = seal::open(&self.setup.keys, &owner, &event.content) else { return Ok(()) };
+        let Ok(Some(control)) = Control::from_json(&text) else { return Ok(()) };
+        if !self.setup.store.act_once(&event.id, unix_now())? {
+            return Ok(());
+        }
+        let status = match &control {
+            Control::CancelTurn { channel_id } => match self.cancel_channel(Some(channel_id))? {
+                Ok(_) => Status::Sent,
+                Err(_) => Status::NoActiveTurn,
+            },
+            Control::PermissionDecision { channel_id, request_nonce, option_id } => {
+                let (channel, option) = (channel_id.clone(), option_id.clone());
+                let answer = Answer::Control { nonce: Nonce(request_nonce.clone()), channel, option };
+                let (status, effects) = self.permits.decide(self.mono_ms(), &answer);
+                self.settle_permits(effects)?;
+                status
+            }
+            Control::SwitchModel { .. } => Status::UnsupportedModel,
+            Control::ClaimLeadership { instance_id } if *instance_id == self.setup.instance => {
+                self.setup.claims.notify_one();
+                Status::Claimed
+            }
+            Control::ClaimLeadership { .. } => return Ok(()),
+        };
+        self.observe_result(&control.answer(status));
+        Ok(())
+    }
+
+    /// 👍 or 👎 of the owner on a card.
+    fn reaction(&mut self, event: &RawEvent) -> Result<(), StoreError> {
+        let Some(card) = event.tags.values("e").last().and_then(|id| id.parse().ok()) else { return Ok(()) };
+        let is_yes = match event.content.as_str() {
+            "👍" | "+" | "" | "✅" => true,
+            "👎" | "-" | "❌" => false,
+            _ => return Ok(()),
+        };
+        if event.created_at.abs_diff(unix_now()) > limits::CONTROL_FRESH_SECS {
+            return Ok(());
+        }
+        let answer = Answer::Reaction { card, author: event.pubkey, is_yes };
+        let (_, effects) = self.permits.decide(self.mono_ms(), &answer);
+        self.settle_permits(effects)
+    }
+
+    pub(super) fn decide(&mut self, nonce: String, option: String, by: PubKey) -> Result<Result<String, String>, StoreError> {
+        if self.setup.audience.owner != Some(by) {
+            return Ok(Err("only the owner may decide".into()));
+        }
+        let (status, effects) = self.permits.decide(self.mono_ms(), &Answer::Local { nonce: Nonce(nonce), option });
+        self.settle_permits(effects)?;
+        Ok(match status {
+            Status::Sent => Ok("the answer was given".into()),
+            Status::AlreadyDecided => Err("it was decided already".into()),
+            _ => Err("there is no such question".into()),
+        })
+    }
+
+    pub(super) fn settle_permits(&mut self, effects: Vec<Permit>) -> Result<(), StoreError> {
+        for effect in effects {
+            match effect {
+                Permit::Answer { turn, request, option, authorization } => {
+                    self.observe_answer(&turn, &authorization);
+                    self.answer(&turn, request, option)?;
+                }
+                Permit::Show(card) => self.show_card(&card)?,
+                Permit::Close { card: Some(card), reason, .. } => self.close_card(&card, &reason)?,
+                Permit::Close { .. } => {}
+            }
+        }
+        Ok(())
+    }
+
+    pub(super) fn cancel_channel(&mut self, channel: Option<&str>) -> Result<Result<String, String>, StoreError> {
+        let turns = self.running_turns(channel);
+        if turns.is_empty() {
+            return Ok(Err("no turn is running".into()));
+        }
+        for id in &turns {
+            self.cancel_turn(id, turn::Cancel::Owner)?;
+        }
+        Ok(Ok(format!("{} cancelled", turns.len())))
+    }
+}
