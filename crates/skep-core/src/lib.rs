@@ -9,6 +9,7 @@ pub mod backend;
 pub mod door;
 pub mod hll;
 pub mod intake;
+pub mod leader;
 pub mod lease;
 pub mod management;
 pub mod meter;
