@@ -13,6 +13,7 @@ pub mod leader;
 pub mod lease;
 pub mod management;
 pub mod meter;
+pub mod permit;
 pub mod queue;
 pub mod rate;
 pub mod session;
