@@ -5,6 +5,7 @@
 //! Must not: do I/O, read a clock or make randomness. `handle(now, input) -> effects`, and shells carry effects out.
 
 pub mod access;
+pub mod audience;
 pub mod backend;
 pub mod door;
 pub mod hll;
