@@ -15,6 +15,7 @@ pub mod lease;
 pub mod management;
 pub mod meter;
 pub mod permit;
+pub mod prompt;
 pub mod queue;
 pub mod rate;
 pub mod session;
