@@ -8,6 +8,7 @@ pub mod access;
 pub mod audience;
 pub mod backend;
 pub mod door;
+pub mod frames;
 pub mod hll;
 pub mod intake;
 pub mod leader;
