@@ -212,7 +212,8 @@ impl Leader {
 
     /// The check before each act: a process that was stopped and wakes up must not act on what it knew.
     pub fn may_act(&self, now: UnixMs, facts: &Facts) -> bool {
-        let is_named_else = matches!(self.read(now, facts), Claim::Others(_));
+        // A claim of another that lapsed is still not ours: it may have been made while we were stopped.
+        let is_named_else = matches!(self.read(now, facts), Claim::Others(_) | Claim::Stale(_) | Claim::Dead(_));
         let has_lease = matches!(facts.lease, RelayLease::Held(_) | RelayLease::None);
         self.is_prompter && !is_named_else && has_lease
     }
@@ -271,7 +272,7 @@ impl Leader {
     fn needs_write(&self, now: UnixMs, facts: &Facts, claim: &Claim) -> bool {
         let Claim::Mine(Some(file)) = claim else { return true };
         let is_young = now.abs_diff(file.claimed_at.0) < limits::LEADER_REFRESH_MS / 2;
-        !is_young || file.holds != (facts.hold == Hold::Mine) || file.pid != self.pid
+        !is_young || file.holds != (facts.hold == Hold::Mine)
     }
 
     fn local_leader(&mut self, now: UnixMs, facts: &Facts, out: &mut Vec<Effect>) -> Role {
