@@ -146,6 +146,11 @@ impl Meter {
         self.series.get(session).map(|series| series.name.as_str())
     }
 
+    /// What is to be stored of a session.
+    pub fn series(&self, session: &str) -> Option<&Series> {
+        self.series.get(session)
+    }
+
     /// A session is over. Should it come back, it is another series.
     pub fn forget(&mut self, session: &str) {
         self.series.remove(session);

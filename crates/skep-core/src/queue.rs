@@ -91,6 +91,11 @@ pub enum Input {
         turn: TurnId,
         how: Ended,
     },
+    /// Another instance's final reply was seen. A turn of ours goes on: the relay decides which reply stands.
+    AnsweredElsewhere {
+        id: EventId,
+        event: EventId,
+    },
     /// A dead, refused or expired message, once more.
     Retry(Row),
     /// No new turns until [`Input::Resumed`].
@@ -252,6 +257,12 @@ impl Queue {
             Input::NotStarted { id, why } => self.not_begun(now, id, why, out),
             Input::Steered { id, turn, is_taken } => self.steered(now, id, &turn, is_taken, out),
             Input::Ended { turn, how } => self.end(now, random, &turn, how, out),
+            Input::AnsweredElsewhere { id, event } => {
+                if let Some(row) = self.lanes.remove_waiting(&id) {
+                    let state = State::Answered { event: Some(event) };
+                    self.finish(row, state, now, "answered by another instance", out);
+                }
+            }
             Input::Retry(row) => self.retry_by_hand(now, row, out),
             Input::Paused(reason) => self.paused = Some(reason),
             Input::Resumed => {

@@ -107,6 +107,27 @@ impl Request {
         };
         Ok(Self { resource, op, instance: instance.to_owned() })
     }
+
+    /// The request as an event for its holder to sign.
+    pub fn draft(&self, now: Timestamp) -> Draft {
+        let (op, epoch, ttl_secs) = match self.op {
+            Op::Acquire { ttl_secs } => ("acquire", None, Some(ttl_secs)),
+            Op::Renew { epoch, ttl_secs } => ("renew", Some(epoch), Some(ttl_secs)),
+            Op::Release { epoch } => ("release", Some(epoch), None),
+            Op::Steal { ttl_secs } => ("steal", None, Some(ttl_secs)),
+            Op::Complete { epoch } => ("complete", Some(epoch), None),
+        };
+        let mut draft = Draft::new(Kind::LEASE_REQUEST, now, "")
+            .tag(["resource", self.resource.as_str()])
+            .tag(["op", op])
+            .tag(["instance", &self.instance]);
+        for (name, number) in [("epoch", epoch), ("ttl", ttl_secs)] {
+            if let Some(number) = number {
+                draft = draft.tag([name, &number.to_string()]);
+            }
+        }
+        draft
+    }
 }
 
 fn is_instance(text: &str) -> bool {
@@ -149,6 +170,11 @@ impl Lease {
 /// The text of a positive answer: `lease: epoch=8 expires=1700000015`.
 pub fn granted_text(lease: &Lease) -> String {
     format!("lease: epoch={} expires={}", lease.epoch, lease.expires_at)
+}
+
+/// The epoch in a positive answer; `None` when it is not one.
+pub fn granted_epoch(text: &str) -> Option<Epoch> {
+    text.strip_prefix("lease: epoch=")?.split(' ').next()?.parse().ok()
 }
 
 /// The tag `["lease", resource, epoch]`, or `["lease", resource, epoch, "final"]` on the event that completes it.

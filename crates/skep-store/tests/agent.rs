@@ -77,9 +77,8 @@ fn a_turn_ends_with_its_reply_and_its_message_or_not_at_all() {
         prompt: "what it sees".into(),
         end: None,
     };
-    store.begin_turn(&row, &state("prompted", false)).unwrap();
-    assert!(store.begin_turn(&row, &state("never", true)).is_err(), "one turn of a name");
-    assert_eq!(store.message(&message.id).unwrap().unwrap().state.name, "prompted", "and nothing of it is left");
+    store.begin_turn(&row).unwrap();
+    assert!(store.begin_turn(&row).is_err(), "one turn of a name");
     assert_eq!(store.unfinished_turns().unwrap(), std::slice::from_ref(&row));
     assert_eq!(store.turns_with(&message.pubkey, 6).unwrap(), 1);
 
@@ -91,6 +90,10 @@ fn a_turn_ends_with_its_reply_and_its_message_or_not_at_all() {
     assert_eq!(store.unfinished_turns().unwrap(), []);
     assert_eq!(store.newest_turns(5).unwrap(), [TurnRow { end: Some(end), ..row }]);
     assert!(store.message(&message.id).unwrap().unwrap().state.is_over);
+    assert_eq!(store.answer_to(&message.id).unwrap(), Some(reply.id));
+    assert_eq!(store.trigger_of(&reply.id).unwrap(), Some(message.id));
+    store.forget_answer(&reply.id).unwrap();
+    assert_eq!((store.answer_to(&message.id).unwrap(), store.trigger_of(&reply.id).unwrap()), (None, None));
     for relay in ["ws://a", "ws://b"] {
         assert_eq!(store.due(relay, 0, 9).unwrap()[0].event, reply);
     }

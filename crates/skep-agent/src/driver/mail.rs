@@ -6,7 +6,7 @@ use skep_core::permit::{Answer, Effect as Permit, Nonce};
 use skep_core::{queue, turn};
 use skep_proto::agent::control::{self, Control, Status};
 use skep_proto::attestation::Attestation;
-use skep_proto::{EventId, Kind, PubKey, RawEvent, limits, seal, thread};
+use skep_proto::{EventId, Kind, PubKey, RawEvent, limits, mention, seal, thread};
 use skep_store::StoreError;
 
 use super::desk::{Desk, unix_ms, unix_now};
@@ -18,11 +18,11 @@ impl<D: Door + 'static> Desk<D> {
             Kind::AGENT_FRAME => self.control(&event),
             Kind::REACTION => self.reaction(&event),
             _ if self.setup.store.has_message(&event.id)? => Ok(()),
-            _ if thread::mentions(&event, &self.me, &self.setup.name) => {
+            _ if mention::find(&event, &self.me, Some(&self.setup.name)).is_some() => {
                 let message = queue::Message {
                     id: event.id,
                     from: event.pubkey,
-                    channel: thread::channel(&event),
+                    channel: channel(&event),
                     arrived_at: unix_ms(),
                     expires_at: event.expiration().map(|at| at.saturating_mul(1_000)),
                     priority: queue::Priority::Normal,
@@ -49,7 +49,7 @@ impl<D: Door + 'static> Desk<D> {
     pub(super) fn judge(&mut self, id: &EventId) -> Result<(), StoreError> {
         let Some(message) = self.setup.store.message(id)? else { return Ok(()) };
         let asker = self.asker(&message.event);
-        let place = if thread::is_direct(&message.event) { Place::Direct } else { Place::Channel };
+        let place = if is_direct(&message.event) { Place::Direct } else { Place::Channel };
         let verdict = match self.setup.audience.judge(&asker, place) {
             Verdict::Admit => self.loops.judge(self.me, &asker, thread::hop(&message.event), unix_now()),
             other => other,
@@ -175,4 +175,22 @@ impl<D: Door + 'static> Desk<D> {
         }
         Ok(Ok(format!("{} cancelled", turns.len())))
     }
+}
+
+/// What has one turn at a time: a channel, or what one person says outside of any.
+fn channel(event: &RawEvent) -> String {
+    if let Some(group) = event.tags.values("h").next() {
+        return format!("h:{group}");
+    }
+    if event.kind == Kind::CHANNEL_MESSAGE
+        && let Some(root) = thread::root_of(event)
+    {
+        return format!("c:{root}");
+    }
+    let place = if is_direct(event) { "dm" } else { "notes" };
+    format!("{place}:{}", event.pubkey)
+}
+
+fn is_direct(event: &RawEvent) -> bool {
+    matches!(event.kind, Kind::DIRECT_MESSAGE | Kind::PRIVATE_MESSAGE)
 }

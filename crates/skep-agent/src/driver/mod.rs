@@ -19,6 +19,7 @@ use skep_core::door::Door;
 use skep_core::leader::Role;
 use skep_core::permit::Policy;
 use skep_core::{queue, turn};
+use skep_proto::name::AgentName;
 use skep_proto::{EventId, PubKey, RawEvent};
 use skep_store::agent::Delivery;
 use skep_store::{AgentStore, StoreError};
@@ -31,7 +32,7 @@ pub const INPUTS_MAX: usize = 256;
 
 /// One instance of one agent, resolved: nothing here is looked up again.
 pub struct Setup {
-    pub name: String,
+    pub name: AgentName,
     pub keys: secp256k1::Keypair,
     /// `["auth", owner, conditions, signature]` (NIP-OA), put on what the agent publishes.
     pub attestation: Option<[String; 4]>,

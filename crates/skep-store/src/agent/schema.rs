@@ -64,6 +64,7 @@ CREATE TABLE turns (
     metric     TEXT
 ) STRICT;
 CREATE INDEX turns_trigger ON turns (trigger_id);
+CREATE INDEX turns_answer ON turns (answer);
 CREATE INDEX turns_started ON turns (started_at);
 
 CREATE TABLE sessions (

@@ -75,8 +75,8 @@ fn turn(row: &Row<'_>) -> rusqlite::Result<TurnRow> {
 }
 
 impl AgentStore {
-    /// Writes what the model will see, and that its message is prompted, before it sees it.
-    pub fn begin_turn(&self, row: &TurnRow, state: &MessageState) -> Result<(), StoreError> {
+    /// Writes what the model will see before it sees it.
+    pub fn begin_turn(&self, row: &TurnRow) -> Result<(), StoreError> {
         let insert = "INSERT INTO turns (turn, trigger_id, epoch, attempt, channel, author, started_at, prompt)
             VALUES (?, ?, ?, ?, ?, ?, ?, ?)";
         self.write(|txn| {
@@ -89,8 +89,8 @@ impl AgentStore {
                 row.author.0,
                 row.started_at,
                 row.prompt
-            ])?;
-            set_state(txn, &row.trigger, state).map(drop)
+            ])
+            .map(drop)
         })
     }
 
@@ -114,6 +114,30 @@ impl AgentStore {
             }
             events.iter().try_for_each(|event| put(txn, event, relays, end.at))
         })
+    }
+
+    /// The reply that a turn of this message put into the outbox.
+    pub fn answer_to(&self, trigger: &EventId) -> Result<Option<EventId>, StoreError> {
+        let select = "SELECT answer FROM turns WHERE trigger_id = ? AND answer IS NOT NULL ORDER BY n DESC LIMIT 1";
+        self.read(|db| {
+            let id = |row: &Row<'_>| Ok(EventId(row.get(0)?));
+            db.prepare_cached(select)?.query_row(params![trigger.0], id).optional()
+        })
+    }
+
+    /// The message that a reply of ours answers.
+    pub fn trigger_of(&self, answer: &EventId) -> Result<Option<EventId>, StoreError> {
+        let select = "SELECT trigger_id FROM turns WHERE answer = ?";
+        self.read(|db| {
+            let id = |row: &Row<'_>| Ok(EventId(row.get(0)?));
+            db.prepare_cached(select)?.query_row(params![answer.0], id).optional()
+        })
+    }
+
+    /// A reply that no relay takes is no answer.
+    pub fn forget_answer(&self, answer: &EventId) -> Result<(), StoreError> {
+        let update = "UPDATE turns SET answer = NULL, outcome = 'fenced' WHERE answer = ?";
+        self.write(|txn| txn.prepare_cached(update)?.execute(params![answer.0]).map(drop))
     }
 
     /// Turns that began and did not end: this process or another died in them, or they run now.
@@ -151,6 +175,16 @@ impl AgentStore {
                 Ok(SessionRow { channel: channel.to_owned(), session: row.get(0)?, detail: row.get(1)? })
             };
             db.prepare_cached(select)?.query_row(params![channel], row).optional()
+        })
+    }
+
+    pub fn sessions(&self) -> Result<Vec<SessionRow>, StoreError> {
+        self.read(|db| {
+            let mut select = db.prepare_cached("SELECT channel, session, detail FROM sessions ORDER BY channel")?;
+            let row = |row: &Row<'_>| {
+                Ok(SessionRow { channel: row.get(0)?, session: row.get(1)?, detail: row.get(2)? })
+            };
+            select.query_map([], row)?.collect()
         })
     }
 

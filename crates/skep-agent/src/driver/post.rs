@@ -1,0 +1,184 @@
+//! What the agent publishes: replies, reactions, cards and bills through the outbox; frames, which are worth nothing
+//! later, straight through the door.
+
+use skep_core::audience::next_hop;
+use skep_core::door::Door;
+use skep_core::frames::Observation;
+use skep_core::permit::Card;
+use skep_core::prompt::{self, Boundary, Relation, Verified};
+use skep_core::queue;
+use skep_core::turn::TurnId;
+use skep_proto::agent::control::ControlResult;
+use skep_proto::agent::metering::TurnMetric;
+use skep_proto::agent::telemetry::{Authorization, Payload, Reason, TelemetryKind, telemetry_draft};
+use skep_proto::lease::{Claim, Epoch, Resource};
+use skep_proto::thread::{self, Reply};
+use skep_proto::time::Moment;
+use skep_proto::{Draft, EventId, Kind, RawEvent, seal};
+use skep_store::StoreError;
+
+use super::desk::{Desk, random, unix_ms, unix_now};
+
+impl<D: Door + 'static> Desk<D> {
+    /// Signs, with the owner's attestation where there is one.
+    pub(super) fn sign(&self, draft: Draft) -> RawEvent {
+        let draft = match &self.setup.attestation {
+            Some(attestation) => draft.tag(attestation),
+            None => draft,
+        };
+        draft.sign(&self.setup.keys, &random()).raw().clone()
+    }
+
+    fn enqueue(&mut self, events: &[RawEvent]) -> Result<(), StoreError> {
+        self.setup.store.enqueue(events, &self.setup.relays, unix_now(), None)?;
+        self.setup.outbox.notify_one();
+        Ok(())
+    }
+
+    /// What the model will see of a message.
+    pub(super) fn render(&self, message: &queue::Message, trigger: &RawEvent) -> Result<String, StoreError> {
+        let said = prompt::Said {
+            id: trigger.id,
+            from: trigger.pubkey,
+            name: None,
+            relation: self.relation(trigger),
+            verified: Verified::Signature,
+            at: Moment::from_secs(trigger.created_at),
+            channel: message.channel.clone(),
+            text: trigger.content.clone(),
+        };
+        let prompt = prompt::build(&self.setup.system, &[], &[said], Boundary(random()));
+        Ok(format!("{}\n{}", prompt.system, prompt.user))
+    }
+
+    fn relation(&self, event: &RawEvent) -> Relation {
+        let asker = self.asker(event);
+        if self.setup.audience.owner == Some(asker.key) {
+            Relation::Owner
+        } else if asker.is_sibling == skep_core::audience::Fact::Yes {
+            Relation::Sibling
+        } else {
+            Relation::Other
+        }
+    }
+
+    /// The reply in as many events as it needs; the last one completes the turn's lease.
+    pub(super) fn reply(&self, trigger: &RawEvent, text: &str, is_cut: bool, resource: &Resource, epoch: Epoch) -> Vec<RawEvent> {
+        let mut text = if text.trim().is_empty() { "(the agent said nothing)".to_owned() } else { text.to_owned() };
+        if is_cut {
+            text.push_str("\n\n(cut short)");
+        }
+        // Without leases nobody checks the claim, and it still says which turn this is.
+        let claim = Some(Claim { resource: resource.clone(), epoch, is_final: true });
+        self.under(trigger, &text, claim)
+    }
+
+    /// Something said under a message.
+    fn under(&self, parent: &RawEvent, text: &str, claim: Option<Claim>) -> Vec<RawEvent> {
+        let hop = next_hop(thread::hop(parent), self.asker(parent).is_agent);
+        let relay = self.setup.relays.first().map_or("", String::as_str);
+        let reply = Reply { parent, relay, now: unix_now(), hop, claim };
+        reply.drafts(text).into_iter().map(|draft| self.sign(draft)).collect()
+    }
+
+    pub(super) fn publish_reaction(&mut self, to: &RawEvent, sign: &str) -> Result<(), StoreError> {
+        let draft = Draft::new(Kind::REACTION, unix_now(), sign)
+            .tag(["e", &to.id.to_hex()])
+            .tag(["p", &to.pubkey.to_hex()])
+            .tag(["k", &to.kind.to_string()]);
+        let event = self.sign(draft);
+        self.enqueue(&[event])
+    }
+
+    /// One visible sentence under a message.
+    pub(super) fn notice(&mut self, id: &EventId, text: &str) -> Result<(), StoreError> {
+        let Some(message) = self.setup.store.message(id)? else { return Ok(()) };
+        let events = self.under(&message.event, text, None);
+        self.enqueue(&events)
+    }
+
+    /// The encrypted bill of one turn.
+    pub(super) fn bill(&self, metric: &TurnMetric) -> Option<RawEvent> {
+        let owner = self.setup.audience.owner?;
+        let sealed = seal::seal(&self.setup.keys, &owner, &metric.to_json().ok()?, random()).ok()?;
+        Some(self.sign(metric.draft(&self.me, &owner, sealed, None)))
+    }
+
+    pub(super) fn observe(&mut self, channel: &str, kind: TelemetryKind, payload: Payload) {
+        let observation = Observation {
+            kind,
+            channel_id: Some(channel.to_owned()),
+            session_id: self.session_of(channel),
+            turn_id: self.turn_of(channel),
+            authorization: None,
+            payload,
+        };
+        self.frames.push(Moment(unix_ms()), observation);
+    }
+
+    pub(super) fn observe_result(&mut self, result: &ControlResult) {
+        let payload = Payload::of(result);
+        let observation = Observation {
+            kind: TelemetryKind::ControlResult,
+            channel_id: None,
+            session_id: None,
+            turn_id: None,
+            authorization: None,
+            payload,
+        };
+        self.frames.push(Moment(unix_ms()), observation);
+        self.send_frames();
+    }
+
+    pub(super) fn observe_answer(&mut self, turn: &TurnId, authorization: &Authorization) {
+        let observation = Observation {
+            kind: TelemetryKind::PermissionTerminal,
+            channel_id: self.channel_of(turn),
+            session_id: None,
+            turn_id: Some(turn.0.clone()),
+            authorization: Some(authorization.clone()),
+            payload: Payload::of(&serde_json::json!({})),
+        };
+        self.frames.push(Moment(unix_ms()), observation);
+    }
+
+    pub(super) fn send_frames(&mut self) {
+        let Some(owner) = self.setup.audience.owner else { return };
+        let Some(text) = self.frames.poll_frame(Moment(unix_ms())) else { return };
+        let Ok(sealed) = seal::seal(&self.setup.keys, &owner, &text, random()) else { return };
+        let event = self.sign(telemetry_draft(&self.me, &owner, unix_now(), sealed));
+        let door = std::sync::Arc::clone(&self.door);
+        // Nobody may be watching; a frame that is lost shows as a gap in its numbers.
+        tokio::spawn(async move { drop(door.submit(event).await) });
+    }
+
+    /// A card in the thread: any client can answer it with a reaction.
+    pub(super) fn show_card(&mut self, card: &Card) -> Result<(), StoreError> {
+        let Some(trigger) = self.trigger_of_turn(&card.origin.turn).cloned() else { return Ok(()) };
+        let seconds = card.expires_ms.saturating_sub(self.mono_ms()) / 1_000;
+        let text = format!(
+            "🔐 {}\n{}\n\n👍 {} · 👎 {} · within {seconds} s\nrequest {}",
+            prompt::visible(&card.title),
+            prompt::visible(&card.detail),
+            card.allow.label,
+            card.reject.label,
+            card.nonce.0
+        );
+        let events = self.under(&trigger, &text, None);
+        if let Some(event) = events.last() {
+            self.permits.published(&card.nonce, event.id);
+        }
+        self.enqueue(&events)
+    }
+
+    pub(super) fn close_card(&mut self, card: &EventId, reason: &Reason) -> Result<(), StoreError> {
+        let owner = self.setup.audience.owner.map(|owner| owner.to_hex()).unwrap_or_default();
+        let sign = match reason {
+            Reason::Applied | Reason::Allowed => "☑️",
+            _ => "⌛",
+        };
+        let draft = Draft::new(Kind::REACTION, unix_now(), sign).tag(["e", &card.to_hex()]).tag(["p", &owner]);
+        let event = self.sign(draft);
+        self.enqueue(&[event])
+    }
+}

@@ -1,0 +1,477 @@
+//! Turns: from the lease and the journal through the backend to the one outcome.
+
+use std::time::Instant;
+
+use skep_core::backend::{AskId, BackendError, Order, Said, Session};
+use skep_core::door::{Accepted, Door};
+use skep_core::meter::Measured;
+use skep_core::permit::{Nonce, Origin};
+use skep_core::queue::{self, Ended, NotStarted};
+use skep_core::turn::{Cancel, Done, Effect, Outcome, Turn, TurnId};
+use skep_proto::lease::{Epoch, Op, Request, Resource, granted_epoch};
+use skep_proto::time::Moment;
+use skep_proto::{EventId, Prefix, RawEvent, Refusal};
+use skep_store::StoreError;
+use skep_store::agent::{SessionRow, TurnEnd, TurnRow};
+use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
+
+use super::desk::{Desk, Inner, random, random_u64, state_of, unix_ms, unix_now};
+use crate::Backend;
+
+/// Seconds that a turn's lease is good for, and how often it is renewed: twice may fail.
+const LEASE_SECS: u64 = 30;
+const RENEW_SECS: u64 = 10;
+
+/// Milliseconds until a turn that could not begin for want of the relay's word is tried again.
+const NO_WORD_MS: u64 = 1_000;
+
+/// Backends that are kept though nothing runs on them, beyond those that `parallel` allows to run.
+const IDLE_MAX: usize = 4;
+
+/// A channel's backend, and the turn that runs on it.
+pub(super) struct Live {
+    orders: mpsc::Sender<Order>,
+    task: JoinHandle<()>,
+    generation: u64,
+    session: Option<Session>,
+    turn: Option<Running>,
+    used: Instant,
+}
+
+struct Running {
+    id: TurnId,
+    machine: Turn,
+    trigger: RawEvent,
+    epoch: Epoch,
+    renewed: Instant,
+}
+
+impl Live {
+    pub(super) fn wake_at(&self) -> Option<u64> {
+        self.turn.as_ref().and_then(|turn| turn.machine.wake_at())
+    }
+
+    pub(super) fn into_task(self) -> JoinHandle<()> {
+        self.task
+    }
+}
+
+impl Drop for Live {
+    /// The task owns the backend: with it goes the process group.
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+impl<D: Door + 'static> Desk<D> {
+    /// Asks the relay for the turn's lease. An instance that died may hold it; whoever prompts now takes it over, and
+    /// the epoch keeps the old one out.
+    pub(super) fn take_lease(&mut self, message: queue::Message, attempt: u32, after: Option<Epoch>) {
+        let inner = self.inner.clone();
+        if !self.setup.has_leases {
+            let answer = Ok(after.map_or(1, |epoch| epoch + 1));
+            tokio::spawn(async move { drop(inner.send(Inner::Leased { message, attempt, answer }).await) });
+            return;
+        }
+        let resource = turn_resource(&self.me, &message.id);
+        let acquire = self.request(&resource, Op::Acquire { ttl_secs: LEASE_SECS });
+        let steal = self.request(&resource, Op::Steal { ttl_secs: LEASE_SECS });
+        let door = std::sync::Arc::clone(&self.door);
+        tokio::spawn(async move {
+            let first = if after.is_some() { steal.clone() } else { acquire };
+            let mut answer = door.submit(first).await;
+            if matches!(&answer, Err(refusal) if refusal.prefix == Prefix::Conflict && refusal.text.starts_with("held")) {
+                answer = door.submit(steal).await;
+            }
+            let answer = answer.and_then(epoch_of);
+            // The loop has ended: nobody waits for it.
+            let _ = inner.send(Inner::Leased { message, attempt, answer }).await;
+        });
+    }
+
+    fn request(&self, resource: &Resource, op: Op) -> RawEvent {
+        let request = Request { resource: resource.clone(), op, instance: self.setup.instance.clone() };
+        self.sign(request.draft(unix_now()))
+    }
+
+    pub(super) fn leased(&mut self, message: queue::Message, attempt: u32, answer: Result<Epoch, Refusal>) -> Result<(), StoreError> {
+        let id = message.id;
+        let not_started = |why| queue::Input::NotStarted { id, why };
+        let epoch = match answer {
+            Ok(epoch) => epoch,
+            Err(refusal) if refusal.prefix == Prefix::Conflict && refusal.text.starts_with("completed") => {
+                return self.tell_queue(not_started(NotStarted::Answered(None)));
+            }
+            Err(refusal) => {
+                let until = unix_ms() + NO_WORD_MS;
+                return self.tell_queue(not_started(NotStarted::Wait { reason: refusal.to_string(), until }));
+            }
+        };
+        let stored = self.setup.store.message(&id)?.filter(|_| self.is_prompter());
+        let Some(stored) = stored else {
+            let (reason, until) = ("another instance leads".to_owned(), unix_ms() + NO_WORD_MS);
+            return self.tell_queue(not_started(NotStarted::Wait { reason, until }));
+        };
+        self.begin(message, stored.event, attempt, epoch)
+    }
+
+    fn begin(&mut self, message: queue::Message, trigger: RawEvent, attempt: u32, epoch: Epoch) -> Result<(), StoreError> {
+        let turn = TurnId(hex(&random::<16>()));
+        let prompt = self.render(&message, &trigger)?;
+        // What the model will see is on disk before the model sees it.
+        let row = TurnRow {
+            turn: turn.0.clone(),
+            trigger: trigger.id,
+            epoch,
+            attempt,
+            channel: message.channel.clone(),
+            author: trigger.pubkey,
+            started_at: unix_now(),
+            prompt: prompt.clone(),
+            end: None,
+        };
+        self.setup.store.begin_turn(&row)?;
+        let now = self.mono_ms();
+        let live = self.backend(&message.channel)?;
+        let (machine, effects) = Turn::start(now, live.1, vec![trigger.id], attempt, live.0.session.clone(), prompt);
+        live.0.turn = Some(Running { id: turn.clone(), machine, trigger, epoch, renewed: Instant::now() });
+        live.0.used = Instant::now();
+        self.tell_queue(queue::Input::Started { id: message.id, turn, epoch })?;
+        self.do_turn(&message.channel, effects)
+    }
+
+    /// The backend of a channel, started when there is none.
+    fn backend(&mut self, channel: &str) -> Result<(&mut Live, skep_core::turn::Times), StoreError> {
+        if !self.live.contains_key(channel) {
+            let mut spec = self.setup.spec.clone();
+            spec.resume = self.setup.store.session(channel)?.map(|row| row.session);
+            self.generation += 1;
+            let live = spawn(Backend::start(spec), self.inner.clone(), channel.to_owned(), self.generation);
+            self.live.insert(channel.to_owned(), live);
+        }
+        let times = self.setup.times;
+        let live = self.live.get_mut(channel).expect("invariant: it was put there above");
+        Ok((live, times))
+    }
+
+    pub(super) fn said(&mut self, channel: &str, generation: u64, said: Option<Said>) -> Result<(), StoreError> {
+        let now = self.mono_ms();
+        let Some(live) = self.live.get_mut(channel).filter(|live| live.generation == generation) else { return Ok(()) };
+        let is_gone = matches!(said, None | Some(Said::Gone(_)));
+        let said = said.unwrap_or_else(|| Said::Gone("the backend ended".into()));
+        if let Said::Ready(session) = &said {
+            live.session = Some(session.clone());
+        }
+        let effects = match &mut live.turn {
+            Some(turn) => turn.machine.handle_said(now, said),
+            None => return self.said_between_turns(channel, &said, is_gone),
+        };
+        self.do_turn(channel, effects)?;
+        if is_gone {
+            self.live.remove(channel);
+        }
+        Ok(())
+    }
+
+    fn said_between_turns(&mut self, channel: &str, said: &Said, is_gone: bool) -> Result<(), StoreError> {
+        match said {
+            Said::Ready(session) => self.open_session(channel, &session.clone())?,
+            Said::Usage(usage) => {
+                let session = self.live.get(channel).and_then(|live| live.session.as_ref()).map(|session| session.id.clone());
+                if let Some(session) = session.filter(|_| usage.scope == skep_core::backend::Scope::Session) {
+                    self.meter.note(&session, usage.counters);
+                }
+            }
+            _ => {}
+        }
+        if is_gone {
+            self.live.remove(channel);
+        }
+        Ok(())
+    }
+
+    fn open_session(&mut self, channel: &str, session: &Session) -> Result<(), StoreError> {
+        self.meter.open(session, random_u64());
+        self.keep_session(channel, &session.id)
+    }
+
+    /// The session and its series as they are now, before a metric with its next number is published.
+    fn keep_session(&mut self, channel: &str, session: &str) -> Result<(), StoreError> {
+        let Some(series) = self.meter.series(session) else { return Ok(()) };
+        let detail = serde_json::to_string(series).expect("invariant: a series is strings and numbers");
+        self.setup.store.set_session(&SessionRow { channel: channel.to_owned(), session: session.to_owned(), detail })
+    }
+
+    /// Does what a turn asks for.
+    fn do_turn(&mut self, channel: &str, effects: Vec<Effect>) -> Result<(), StoreError> {
+        for effect in effects {
+            match effect {
+                Effect::Tell(order) => self.tell(channel, order),
+                // Closing its input asks a program to end; what does not is killed.
+                Effect::Terminate => self.tell(channel, Order::Close),
+                Effect::Kill => self.kill(channel)?,
+                Effect::Ask(ask) => self.ask(channel, &ask)?,
+                Effect::Observe { kind, payload } => self.observe(channel, kind, payload),
+                Effect::Tool(_) => {}
+                Effect::Opened(session) => self.open_session(channel, &session)?,
+                Effect::Done(done) => self.end(channel, *done)?,
+            }
+        }
+        Ok(())
+    }
+
+    fn tell(&mut self, channel: &str, order: Order) {
+        let Some(live) = self.live.get(channel) else { return };
+        match live.orders.try_send(order) {
+            Ok(()) | Err(mpsc::error::TrySendError::Closed(_)) => {}
+            // It does not even read orders: the turn's ladder ends it.
+            Err(mpsc::error::TrySendError::Full(order)) => {
+                tracing::warn!(agent = self.setup.name, channel, ?order, "the backend takes no orders");
+            }
+        }
+    }
+
+    fn kill(&mut self, channel: &str) -> Result<(), StoreError> {
+        let now = self.mono_ms();
+        let Some(mut live) = self.live.remove(channel) else { return Ok(()) };
+        live.task.abort();
+        let effects = match &mut live.turn {
+            Some(turn) => turn.machine.handle_said(now, Said::Gone("killed".into())),
+            None => Vec::new(),
+        };
+        self.live.insert(channel.to_owned(), live);
+        self.do_turn(channel, effects)?;
+        self.live.remove(channel);
+        Ok(())
+    }
+
+    fn ask(&mut self, channel: &str, ask: &skep_core::backend::Ask) -> Result<(), StoreError> {
+        let Some(live) = self.live.get(channel) else { return Ok(()) };
+        let Some(turn) = &live.turn else { return Ok(()) };
+        let origin = Origin {
+            agent: self.me,
+            channel: channel.to_owned(),
+            session: live.session.as_ref().map(|session| session.id.clone()).unwrap_or_default(),
+            turn: turn.id.clone(),
+            is_by_owner: self.setup.audience.owner == Some(turn.trigger.pubkey),
+            turn_ends_ms: turn.machine.ends_at_ms(),
+        };
+        let effects = self.permits.ask(self.mono_ms(), origin, ask, Nonce(hex(&random::<16>())));
+        self.settle_permits(effects)
+    }
+
+    pub(super) fn answer(&mut self, turn: &TurnId, request: AskId, option: Option<String>) -> Result<(), StoreError> {
+        let now = self.mono_ms();
+        let Some(channel) = self.channel_of(turn) else { return Ok(()) };
+        let running = self.live.get_mut(&channel).and_then(|live| live.turn.as_mut());
+        let effects = running.map(|turn| turn.machine.answer(now, request, option)).unwrap_or_default();
+        self.do_turn(&channel, effects)
+    }
+
+    pub(super) fn cancel_turn(&mut self, turn: &TurnId, why: Cancel) -> Result<(), StoreError> {
+        let now = self.mono_ms();
+        let Some(channel) = self.channel_of(turn) else { return Ok(()) };
+        let running = self.live.get_mut(&channel).and_then(|live| live.turn.as_mut());
+        let effects = running.map(|turn| turn.machine.cancel(now, why)).unwrap_or_default();
+        self.do_turn(&channel, effects)
+    }
+
+    pub(super) fn tick_turns(&mut self) -> Result<(), StoreError> {
+        let now = self.mono_ms();
+        let due: Vec<String> =
+            self.live.iter().filter(|(_, live)| live.wake_at().is_some_and(|at| at <= now)).map(|(name, _)| name.clone()).collect();
+        for channel in due {
+            let running = self.live.get_mut(&channel).and_then(|live| live.turn.as_mut());
+            let effects = running.map(|turn| turn.machine.tick(now)).unwrap_or_default();
+            self.do_turn(&channel, effects)?;
+        }
+        Ok(())
+    }
+
+    /// The one outcome: the reply, the bill and where the message stands, on disk together; then the queue goes on.
+    fn end(&mut self, channel: &str, done: Done) -> Result<(), StoreError> {
+        let Some(live) = self.live.get_mut(channel) else { return Ok(()) };
+        let Some(turn) = live.turn.take() else { return Ok(()) };
+        live.used = Instant::now();
+        let closed = self.permits.end_turn(&turn.id);
+        self.settle_permits(closed)?;
+        let resource = turn_resource(&self.me, &turn.trigger.id);
+        let (events, how, reply) = match &done.outcome {
+            Outcome::Reply { text, is_cut } => {
+                let events = self.reply(&turn.trigger, text, *is_cut, &resource, turn.epoch);
+                let last = events.last().map(|event| event.id);
+                (events, Ended::Answered(last), text.clone())
+            }
+            Outcome::Failed(error) => (Vec::new(), Ended::Failed(error.clone()), String::new()),
+            Outcome::Cancelled(why) => (Vec::new(), Ended::Cancelled(*why), String::new()),
+            Outcome::Stuck => (Vec::new(), Ended::Stuck, String::new()),
+            Outcome::TooLong => (Vec::new(), Ended::TooLong, String::new()),
+        };
+        let answer = events.last().map(|event| event.id);
+        let metric = self.measure(channel, &turn.id, &done)?;
+        let mut publish = events;
+        publish.extend(metric.as_ref().and_then(|metric| self.bill(metric)));
+        let end = TurnEnd {
+            at: unix_now(),
+            outcome: outcome_name(&how).to_owned(),
+            reason: reason_of(&how),
+            reply,
+            answer,
+            metric: metric.and_then(|metric| metric.to_json().ok()),
+        };
+        self.setup.store.end_turn(&turn.id.0, &end, None, &publish, &self.setup.relays)?;
+        self.setup.outbox.notify_one();
+        if !done.is_reusable {
+            self.live.remove(channel);
+        }
+        self.tell_queue(queue::Input::Ended { turn: turn.id, how })
+    }
+
+    fn measure(&mut self, channel: &str, turn: &TurnId, done: &Done) -> Result<Option<skep_proto::agent::metering::TurnMetric>, StoreError> {
+        let session = done.session.as_ref();
+        let measured = Measured {
+            session: session.map(|session| session.id.clone()),
+            turn_id: turn.0.clone(),
+            channel_id: Some(channel.to_owned()),
+            model: session.and_then(|session| session.model.clone()),
+            stop: done.stop,
+            ended_at: Moment(unix_ms()),
+            observed: done.observed,
+            pricing: None,
+        };
+        let Some((metric, _)) = self.meter.measure(measured, None) else { return Ok(None) };
+        if let Some(session) = session {
+            self.keep_session(channel, &session.id.clone())?;
+        }
+        Ok(Some(metric))
+    }
+
+    /// The relay does not take a final reply: another instance answered, or holds the turn now. Asked again, the relay
+    /// says which; and when nobody answers after all, we do.
+    pub(super) fn reply_refused(&mut self, id: &EventId, said: &str) -> Result<(), StoreError> {
+        if !said.starts_with("conflict: ") {
+            return Ok(());
+        }
+        let Some(trigger) = self.setup.store.trigger_of(id)? else { return Ok(()) };
+        let Some(message) = self.setup.store.message(&trigger)? else { return Ok(()) };
+        let Some(row) = super::desk::row_of(&message.state) else { return Ok(()) };
+        self.setup.store.forget_answer(id)?;
+        let again = queue::Row { state: queue::State::Queued, epoch: None, ..row };
+        self.setup.store.set_state(&trigger, &state_of(&again))?;
+        self.tell_queue(queue::Input::Arrived(again.message))?;
+        self.unjudged.insert(trigger);
+        self.judge(&trigger)
+    }
+
+    pub(super) fn renew_leases(&mut self) {
+        let is_due = |turn: &&mut Running| turn.renewed.elapsed().as_secs() >= RENEW_SECS;
+        if !self.setup.has_leases {
+            return;
+        }
+        let mut due = Vec::new();
+        for turn in self.live.values_mut().filter_map(|live| live.turn.as_mut()).filter(is_due) {
+            turn.renewed = Instant::now();
+            due.push((turn.id.clone(), turn_resource(&self.me, &turn.trigger.id), turn.epoch));
+        }
+        for (turn, resource, epoch) in due {
+            let event = self.request(&resource, Op::Renew { epoch, ttl_secs: LEASE_SECS });
+            let (door, inner) = (std::sync::Arc::clone(&self.door), self.inner.clone());
+            tokio::spawn(async move {
+                let answer = door.submit(event).await;
+                // A lease that ran out while nobody wanted it still has our epoch: only another's ends the turn.
+                if answer.is_err_and(|refusal| refusal.prefix == Prefix::Conflict && refusal.text.starts_with("held")) {
+                    let _ = inner.send(Inner::Fenced(turn)).await;
+                }
+            });
+        }
+    }
+
+    /// Ends the backends that were not used for longest, when there are more than may be kept.
+    pub(super) fn close_idle(&mut self) {
+        let most = self.setup.queue.parallel.max(1) + IDLE_MAX;
+        while self.live.len() > most {
+            let idle = self.live.iter().filter(|(_, live)| live.turn.is_none());
+            let Some(oldest) = idle.min_by_key(|(_, live)| live.used).map(|(channel, _)| channel.clone()) else { return };
+            self.live.remove(&oldest);
+        }
+    }
+
+    pub(super) fn is_running(&self, trigger: &EventId) -> bool {
+        self.live.values().filter_map(|live| live.turn.as_ref()).any(|turn| turn.trigger.id == *trigger)
+    }
+
+    pub(super) fn running_turns(&self, channel: Option<&str>) -> Vec<TurnId> {
+        let wanted = self.live.iter().filter(|(name, _)| channel.is_none_or(|channel| channel == name.as_str()));
+        wanted.filter_map(|(_, live)| live.turn.as_ref()).map(|turn| turn.id.clone()).collect()
+    }
+
+    pub(super) fn channel_of(&self, turn: &TurnId) -> Option<String> {
+        let is_it = |live: &Live| live.turn.as_ref().is_some_and(|running| running.id == *turn);
+        self.live.iter().find(|(_, live)| is_it(live)).map(|(channel, _)| channel.clone())
+    }
+
+    pub(super) fn trigger_of_turn(&self, turn: &TurnId) -> Option<&RawEvent> {
+        let running = self.live.values().filter_map(|live| live.turn.as_ref());
+        running.into_iter().find(|running| running.id == *turn).map(|running| &running.trigger)
+    }
+
+    pub(super) fn session_of(&self, channel: &str) -> Option<String> {
+        self.live.get(channel)?.session.as_ref().map(|session| session.id.clone())
+    }
+
+    pub(super) fn turn_of(&self, channel: &str) -> Option<String> {
+        self.live.get(channel)?.turn.as_ref().map(|turn| turn.id.0.clone())
+    }
+}
+
+/// A task that owns a backend and hands on what it says.
+fn spawn(mut backend: Backend, inner: mpsc::Sender<Inner>, channel: String, generation: u64) -> Live {
+    let orders = backend.orders();
+    let task = tokio::spawn(async move {
+        loop {
+            let said = backend.said().await;
+            let is_end = said.is_none();
+            let word = Inner::Said { channel: channel.clone(), generation, said };
+            if inner.send(word).await.is_err() || is_end {
+                return;
+            }
+        }
+    });
+    Live { orders, task, generation, session: None, turn: None, used: Instant::now() }
+}
+
+fn turn_resource(agent: &skep_proto::PubKey, trigger: &EventId) -> Resource {
+    Resource::new(&format!("turn:{agent}:{trigger}")).expect("invariant: two keys in hex are a resource")
+}
+
+fn epoch_of(accepted: Accepted) -> Result<Epoch, Refusal> {
+    match accepted {
+        Accepted::Answered(text) => granted_epoch(&text),
+        _ => None,
+    }
+    .ok_or_else(|| Prefix::Error.because("the relay granted no lease"))
+}
+
+fn outcome_name(how: &Ended) -> &'static str {
+    match how {
+        Ended::Answered(_) => "answered",
+        Ended::Failed(_) => "failed",
+        Ended::Stuck => "stuck",
+        Ended::TooLong => "too_long",
+        Ended::Cancelled(_) => "cancelled",
+    }
+}
+
+fn reason_of(how: &Ended) -> String {
+    match how {
+        Ended::Failed(BackendError::Other(text)) => text.clone(),
+        Ended::Failed(error) => error.to_string(),
+        Ended::Cancelled(why) => why.as_str().to_owned(),
+        Ended::Answered(_) | Ended::Stuck | Ended::TooLong => String::new(),
+    }
+}
+
+pub(super) fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
