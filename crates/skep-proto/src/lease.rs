@@ -186,6 +186,13 @@ pub struct Claim {
 }
 
 impl Claim {
+    /// The tag, for an event that acts under this lease.
+    pub fn tag(&self) -> Vec<String> {
+        let mut tag = vec!["lease".to_owned(), self.resource.to_string(), self.epoch.to_string()];
+        tag.extend(self.is_final.then(|| "final".to_owned()));
+        tag
+    }
+
     /// `None` without a tag; an error for a tag that is not one, or for two.
     pub fn from_event(event: &RawEvent) -> Option<Result<Self, ClaimError>> {
         let mut tags = event.tags.named("lease");

@@ -13,12 +13,15 @@ pub mod id;
 pub mod kind;
 pub mod lease;
 pub mod limits;
+pub mod mention;
+pub mod name;
 pub mod order;
 pub mod reconcile;
 pub mod record;
 pub mod refusal;
 pub mod seal;
 pub mod tag;
+pub mod thread;
 pub mod time;
 pub mod wire;
 
