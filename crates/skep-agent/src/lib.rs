@@ -13,7 +13,9 @@ mod backend;
 pub mod child;
 pub mod command;
 pub mod demo;
+mod http;
 mod lines;
+pub mod openai;
 mod spec;
 mod text;
 
