@@ -13,6 +13,7 @@ mod backend;
 pub mod child;
 pub mod command;
 pub mod demo;
+pub mod detect;
 mod http;
 mod lines;
 pub mod openai;

@@ -165,3 +165,20 @@ async fn a_key_is_sent_from_its_file_and_never_shown() {
     assert!(matches!(turn(&mut backend, "x").await.ended, Some(Ended::Error(BackendError::Auth(_)))));
     assert!(!format!("{:?}", Key::Given(Secret::new("k3y".into()))).contains("k3y"));
 }
+
+#[tokio::test]
+async fn a_server_on_loopback_is_found_with_its_models_and_what_is_none_is_not() {
+    let mock = MockModel::queue([text("found")]).await;
+    let url: url::Url = mock.base_url().parse().expect("an address");
+    let silent = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+    let ports = [
+        (url.port().expect("a port"), "mock"),
+        (silent.local_addr().expect("an address").port(), "silent"),
+        (1, "none"),
+    ];
+    let servers = skep_agent::detect::servers(&ports).await;
+    assert_eq!(servers.len(), 1);
+    assert_eq!((servers[0].name, servers[0].models.as_slice()), ("mock", ["mock".to_owned()].as_slice()));
+    let mut backend = backend(servers[0].settings("mock"));
+    assert_eq!(turn(&mut backend, "hello").await.text, "found");
+}
