@@ -6,7 +6,7 @@ use tokio::task::JoinHandle;
 use skep_core::backend::{Order, Said};
 
 use crate::spec::{Kind, Spec};
-use crate::{acp, command};
+use crate::{acp, command, openai};
 
 /// Orders under way: a prompt, a cancel, a close, and an answer for each of 32 pending questions, rounded up.
 /// A full queue makes the sender wait.
@@ -74,6 +74,7 @@ impl Drop for Backend {
 async fn run(spec: Spec, orders: mpsc::Receiver<Order>, said: mpsc::Sender<Said>) {
     match &spec.kind {
         Kind::Acp { .. } => acp::run(&spec, orders, said).await,
+        Kind::OpenAi(_) => openai::run(&spec, orders, said).await,
         Kind::Command { .. } => command::run(&spec, orders, said).await,
     }
 }

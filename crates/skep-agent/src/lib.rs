@@ -14,7 +14,10 @@ pub mod child;
 pub mod command;
 pub mod demo;
 pub mod driver;
+pub mod detect;
+mod http;
 mod lines;
+pub mod openai;
 mod spec;
 mod text;
 

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::child::{Environment, Ladder, Program};
+use crate::openai::OpenAi;
 
 /// One backend. Resolved: nothing in here is looked up again in the environment or a config file.
 #[derive(Debug, Clone)]
@@ -29,6 +30,8 @@ pub struct Spec {
 pub enum Kind {
     /// Speaks the Agent Client Protocol on stdin and stdout.
     Acp { command: PathBuf, args: Vec<String> },
+    /// A model server.
+    OpenAi(OpenAi),
     /// Takes a prompt on stdin and answers on stdout; one process a turn.
     Command { command: PathBuf, args: Vec<String> },
 }

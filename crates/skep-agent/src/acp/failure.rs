@@ -31,7 +31,10 @@ pub fn backend_error(error: &RpcError) -> BackendError {
 /// Some programs give the status as the error's own code.
 fn status(error: &RpcError) -> Option<u64> {
     let told = STATUS_PLACES.iter().find_map(|place| number(error.data.pointer(place)?));
-    told.or_else(|| u64::try_from(error.code).ok()).filter(|status| (400..600).contains(status))
+    let in_code = || u64::try_from(error.code).ok();
+    // OpenAI's client library begins its messages with the status, and programs pass them on (Qwen Code).
+    let in_details = || error.data["details"].as_str()?.split(' ').next()?.parse().ok();
+    told.or_else(in_code).or_else(in_details).filter(|status| (400..600).contains(status))
 }
 
 fn retry_after(error: &RpcError) -> Option<u64> {
@@ -67,6 +70,7 @@ mod tests {
         assert!(matches!(error(-32603, "x", json!({ "statusCode": 402 })), BackendError::Quota(_)));
         let busy = error(429, "slow down", json!({ "retryAfter": "7" }));
         assert_eq!(busy, BackendError::Busy { retry_after_secs: Some(7) });
+        assert!(matches!(error(-32603, "Internal error", json!({ "details": "401 no" })), BackendError::Auth(_)));
         let prose = error(-32603, "Internal error", json!({ "details": "quota? 401? no" }));
         assert_eq!(prose, BackendError::Other("Internal error: quota? 401? no".into()));
     }

@@ -4,3 +4,6 @@ mod acp;
 mod child;
 mod command;
 mod desk;
+#[path = "../mock_model/mod.rs"]
+mod mock_model;
+mod openai;
