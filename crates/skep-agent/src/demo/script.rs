@@ -62,7 +62,9 @@ fn is_file_name(word: &str) -> bool {
 }
 
 fn greet(prompt: &str) -> Vec<Act> {
-    let last = prompt.lines().map(str::trim).rfind(|line| !line.is_empty()).unwrap_or_default();
+    // Lines in brackets are the harness's.
+    let is_said = |line: &&str| !line.is_empty() && !line.starts_with('[');
+    let last = prompt.lines().map(str::trim).rfind(is_said).unwrap_or_default();
     let repeated: String = last.chars().take(REPEATED_CHARS_MAX).collect();
     let text = format!("Hello! I am Skep's demo agent. You said: {repeated}");
     let mut acts = vec![Act::Think("A greeting is polite.".to_owned())];

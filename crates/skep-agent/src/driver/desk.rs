@@ -95,7 +95,8 @@ impl<D: Door + 'static> Desk<D> {
             meter: Meter::new(format!("skep/{}", setup.name), series),
             permits: Permits::new(setup.policy.clone(), owner),
             loops: Loops::default(),
-            frames: Frames::default(),
+            // Larger than whatever the instance before gave out.
+            frames: Frames::new(None, unix_ms()),
             role: Role::Follows(None),
             live: BTreeMap::new(),
             unjudged: BTreeSet::new(),
@@ -238,7 +239,12 @@ impl<D: Door + 'static> Desk<D> {
     }
 
     /// Puts a message into the inbox, and asks whether its sender may prompt.
-    pub(super) fn arrive(&mut self, event: Box<RawEvent>, relay: &str, message: queue::Message) -> Result<(), StoreError> {
+    pub(super) fn arrive(
+        &mut self,
+        event: Box<RawEvent>,
+        relay: &str,
+        message: queue::Message,
+    ) -> Result<(), StoreError> {
         let id = event.id;
         self.arriving = Some((event, relay.to_owned()));
         self.tell_queue(queue::Input::Arrived(message))?;
@@ -257,7 +263,7 @@ impl<D: Door + 'static> Desk<D> {
     }
 
     fn pause(&mut self, reason: &str) -> Result<(), StoreError> {
-        tracing::warn!(agent = self.setup.name, reason, "paused");
+        tracing::warn!(agent = %self.setup.name, reason, "paused");
         self.setup.store.set_fact(PAUSED, Some(reason))
     }
 

@@ -137,7 +137,12 @@ impl<D: Door + 'static> Desk<D> {
         self.settle_permits(effects)
     }
 
-    pub(super) fn decide(&mut self, nonce: String, option: String, by: PubKey) -> Result<Result<String, String>, StoreError> {
+    pub(super) fn decide(
+        &mut self,
+        nonce: String,
+        option: String,
+        by: PubKey,
+    ) -> Result<Result<String, String>, StoreError> {
         if self.setup.audience.owner != Some(by) {
             return Ok(Err("only the owner may decide".into()));
         }

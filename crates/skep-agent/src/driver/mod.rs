@@ -77,9 +77,15 @@ pub enum Command {
     Resume,
     Retry(EventId),
     /// The turn of one channel, or every turn.
-    Cancel { channel: Option<String> },
+    Cancel {
+        channel: Option<String>,
+    },
     /// To a permission card, by its nonce.
-    Decide { nonce: String, option: String, by: PubKey },
+    Decide {
+        nonce: String,
+        option: String,
+        by: PubKey,
+    },
 }
 
 /// Runs an instance until `inputs` ends; running turns are cancelled then, and their messages stay unanswered.

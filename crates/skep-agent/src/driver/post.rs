@@ -63,7 +63,14 @@ impl<D: Door + 'static> Desk<D> {
     }
 
     /// The reply in as many events as it needs; the last one completes the turn's lease.
-    pub(super) fn reply(&self, trigger: &RawEvent, text: &str, is_cut: bool, resource: &Resource, epoch: Epoch) -> Vec<RawEvent> {
+    pub(super) fn reply(
+        &self,
+        trigger: &RawEvent,
+        text: &str,
+        is_cut: bool,
+        resource: &Resource,
+        epoch: Epoch,
+    ) -> Vec<RawEvent> {
         let mut text = if text.trim().is_empty() { "(the agent said nothing)".to_owned() } else { text.to_owned() };
         if is_cut {
             text.push_str("\n\n(cut short)");

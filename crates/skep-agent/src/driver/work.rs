@@ -14,7 +14,7 @@ use skep_proto::{EventId, Prefix, RawEvent, Refusal};
 use skep_store::StoreError;
 use skep_store::agent::{SessionRow, TurnEnd, TurnRow};
 use tokio::sync::mpsc;
-use tokio::task::JoinHandle;
+use tokio_util::task::AbortOnDropHandle;
 
 use super::desk::{Desk, Inner, random, random_u64, state_of, unix_ms, unix_now};
 use crate::Backend;
@@ -32,7 +32,8 @@ const IDLE_MAX: usize = 4;
 /// A channel's backend, and the turn that runs on it.
 pub(super) struct Live {
     orders: mpsc::Sender<Order>,
-    task: JoinHandle<()>,
+    /// Owns the backend: with it goes the process group.
+    task: AbortOnDropHandle<()>,
     generation: u64,
     session: Option<Session>,
     turn: Option<Running>,
@@ -52,15 +53,8 @@ impl Live {
         self.turn.as_ref().and_then(|turn| turn.machine.wake_at())
     }
 
-    pub(super) fn into_task(self) -> JoinHandle<()> {
+    pub(super) fn into_task(self) -> AbortOnDropHandle<()> {
         self.task
-    }
-}
-
-impl Drop for Live {
-    /// The task owns the backend: with it goes the process group.
-    fn drop(&mut self) {
-        self.task.abort();
     }
 }
 
@@ -81,7 +75,8 @@ impl<D: Door + 'static> Desk<D> {
         tokio::spawn(async move {
             let first = if after.is_some() { steal.clone() } else { acquire };
             let mut answer = door.submit(first).await;
-            if matches!(&answer, Err(refusal) if refusal.prefix == Prefix::Conflict && refusal.text.starts_with("held")) {
+            if matches!(&answer, Err(refusal) if refusal.prefix == Prefix::Conflict && refusal.text.starts_with("held"))
+            {
                 answer = door.submit(steal).await;
             }
             let answer = answer.and_then(epoch_of);
@@ -95,7 +90,12 @@ impl<D: Door + 'static> Desk<D> {
         self.sign(request.draft(unix_now()))
     }
 
-    pub(super) fn leased(&mut self, message: queue::Message, attempt: u32, answer: Result<Epoch, Refusal>) -> Result<(), StoreError> {
+    pub(super) fn leased(
+        &mut self,
+        message: queue::Message,
+        attempt: u32,
+        answer: Result<Epoch, Refusal>,
+    ) -> Result<(), StoreError> {
         let id = message.id;
         let not_started = |why| queue::Input::NotStarted { id, why };
         let epoch = match answer {
@@ -116,7 +116,13 @@ impl<D: Door + 'static> Desk<D> {
         self.begin(message, stored.event, attempt, epoch)
     }
 
-    fn begin(&mut self, message: queue::Message, trigger: RawEvent, attempt: u32, epoch: Epoch) -> Result<(), StoreError> {
+    fn begin(
+        &mut self,
+        message: queue::Message,
+        trigger: RawEvent,
+        attempt: u32,
+        epoch: Epoch,
+    ) -> Result<(), StoreError> {
         let turn = TurnId(hex(&random::<16>()));
         let prompt = self.render(&message, &trigger)?;
         // What the model will see is on disk before the model sees it.
@@ -178,7 +184,8 @@ impl<D: Door + 'static> Desk<D> {
         match said {
             Said::Ready(session) => self.open_session(channel, &session.clone())?,
             Said::Usage(usage) => {
-                let session = self.live.get(channel).and_then(|live| live.session.as_ref()).map(|session| session.id.clone());
+                let session =
+                    self.live.get(channel).and_then(|live| live.session.as_ref()).map(|session| session.id.clone());
                 if let Some(session) = session.filter(|_| usage.scope == skep_core::backend::Scope::Session) {
                     self.meter.note(&session, usage.counters);
                 }
@@ -227,7 +234,7 @@ impl<D: Door + 'static> Desk<D> {
             Ok(()) | Err(mpsc::error::TrySendError::Closed(_)) => {}
             // It does not even read orders: the turn's ladder ends it.
             Err(mpsc::error::TrySendError::Full(order)) => {
-                tracing::warn!(agent = self.setup.name, channel, ?order, "the backend takes no orders");
+                tracing::warn!(agent = %self.setup.name, channel, ?order, "the backend takes no orders");
             }
         }
     }
@@ -279,8 +286,12 @@ impl<D: Door + 'static> Desk<D> {
 
     pub(super) fn tick_turns(&mut self) -> Result<(), StoreError> {
         let now = self.mono_ms();
-        let due: Vec<String> =
-            self.live.iter().filter(|(_, live)| live.wake_at().is_some_and(|at| at <= now)).map(|(name, _)| name.clone()).collect();
+        let due: Vec<String> = self
+            .live
+            .iter()
+            .filter(|(_, live)| live.wake_at().is_some_and(|at| at <= now))
+            .map(|(name, _)| name.clone())
+            .collect();
         for channel in due {
             let running = self.live.get_mut(&channel).and_then(|live| live.turn.as_mut());
             let effects = running.map(|turn| turn.machine.tick(now)).unwrap_or_default();
@@ -328,7 +339,12 @@ impl<D: Door + 'static> Desk<D> {
         self.tell_queue(queue::Input::Ended { turn: turn.id, how })
     }
 
-    fn measure(&mut self, channel: &str, turn: &TurnId, done: &Done) -> Result<Option<skep_proto::agent::metering::TurnMetric>, StoreError> {
+    fn measure(
+        &mut self,
+        channel: &str,
+        turn: &TurnId,
+        done: &Done,
+    ) -> Result<Option<skep_proto::agent::metering::TurnMetric>, StoreError> {
         let session = done.session.as_ref();
         let measured = Measured {
             session: session.map(|session| session.id.clone()),
@@ -392,7 +408,9 @@ impl<D: Door + 'static> Desk<D> {
         let most = self.setup.queue.parallel.max(1) + IDLE_MAX;
         while self.live.len() > most {
             let idle = self.live.iter().filter(|(_, live)| live.turn.is_none());
-            let Some(oldest) = idle.min_by_key(|(_, live)| live.used).map(|(channel, _)| channel.clone()) else { return };
+            let Some(oldest) = idle.min_by_key(|(_, live)| live.used).map(|(channel, _)| channel.clone()) else {
+                return;
+            };
             self.live.remove(&oldest);
         }
     }
@@ -428,7 +446,7 @@ impl<D: Door + 'static> Desk<D> {
 /// A task that owns a backend and hands on what it says.
 fn spawn(mut backend: Backend, inner: mpsc::Sender<Inner>, channel: String, generation: u64) -> Live {
     let orders = backend.orders();
-    let task = tokio::spawn(async move {
+    let task = AbortOnDropHandle::new(tokio::spawn(async move {
         loop {
             let said = backend.said().await;
             let is_end = said.is_none();
@@ -437,7 +455,7 @@ fn spawn(mut backend: Backend, inner: mpsc::Sender<Inner>, channel: String, gene
                 return;
             }
         }
-    });
+    }));
     Live { orders, task, generation, session: None, turn: None, used: Instant::now() }
 }
 

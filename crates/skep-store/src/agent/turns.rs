@@ -80,17 +80,18 @@ impl AgentStore {
         let insert = "INSERT INTO turns (turn, trigger_id, epoch, attempt, channel, author, started_at, prompt)
             VALUES (?, ?, ?, ?, ?, ?, ?, ?)";
         self.write(|txn| {
-            txn.prepare_cached(insert)?.execute(params![
-                row.turn,
-                row.trigger.0,
-                row.epoch,
-                row.attempt,
-                row.channel,
-                row.author.0,
-                row.started_at,
-                row.prompt
-            ])
-            .map(drop)
+            txn.prepare_cached(insert)?
+                .execute(params![
+                    row.turn,
+                    row.trigger.0,
+                    row.epoch,
+                    row.attempt,
+                    row.channel,
+                    row.author.0,
+                    row.started_at,
+                    row.prompt
+                ])
+                .map(drop)
         })
     }
 
@@ -181,9 +182,8 @@ impl AgentStore {
     pub fn sessions(&self) -> Result<Vec<SessionRow>, StoreError> {
         self.read(|db| {
             let mut select = db.prepare_cached("SELECT channel, session, detail FROM sessions ORDER BY channel")?;
-            let row = |row: &Row<'_>| {
-                Ok(SessionRow { channel: row.get(0)?, session: row.get(1)?, detail: row.get(2)? })
-            };
+            let row =
+                |row: &Row<'_>| Ok(SessionRow { channel: row.get(0)?, session: row.get(1)?, detail: row.get(2)? });
             select.query_map([], row)?.collect()
         })
     }

@@ -1,0 +1,138 @@
+//! A relay in memory: a real ledger of leases, and a list of what was accepted.
+
+use std::collections::BTreeMap;
+use std::convert::Infallible;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use skep_agent::driver::{Input, Setup};
+use skep_core::door::{Accepted, Door};
+use skep_core::lease::{LeaseTable, Ledger, Rows};
+use skep_proto::lease::{Claim, Lease, Request, Resource, granted_text};
+use skep_proto::{Kind, RawEvent, Refusal, Seq};
+use skep_store::AgentStore;
+use skep_store::agent::Delivery;
+use tokio::sync::{Notify, mpsc};
+
+/// Its name in the agents' settings.
+pub const HOME: &str = "ws://home";
+
+#[derive(Default)]
+struct Table(BTreeMap<Resource, Lease>);
+
+impl LeaseTable for Table {
+    type Error = Infallible;
+    fn get(&self, resource: &Resource) -> Result<Option<Lease>, Infallible> {
+        Ok(self.0.get(resource).cloned())
+    }
+    fn put(&mut self, resource: &Resource, lease: &Lease) -> Result<(), Infallible> {
+        self.0.insert(resource.clone(), lease.clone());
+        Ok(())
+    }
+}
+
+#[derive(Default)]
+pub struct Relay {
+    ledger: Mutex<Option<Rows<Table>>>,
+    accepted: Mutex<Vec<RawEvent>>,
+    pub changed: Notify,
+}
+
+pub fn now() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs()
+}
+
+impl Door for Relay {
+    async fn submit(&self, event: RawEvent) -> Result<Accepted, Refusal> {
+        let verified = event.verify().unwrap();
+        let mut ledger = self.ledger.lock().unwrap();
+        let ledger = ledger.get_or_insert_with(|| Rows(Table::default()));
+        if verified.kind == Kind::LEASE_REQUEST {
+            let request = Request::from_event(&verified).unwrap();
+            let Ok(answer) = ledger.request(now(), verified.pubkey, &request);
+            return answer.map(|lease| Accepted::Answered(granted_text(&lease)));
+        }
+        if let Some(claim) = Claim::from_event(&verified) {
+            let Ok(answer) = ledger.claim(now(), &verified.pubkey, &claim.unwrap());
+            answer?;
+        }
+        let mut accepted = self.accepted.lock().unwrap();
+        if accepted.iter().any(|before| before.id == verified.id) {
+            return Ok(Accepted::Duplicate);
+        }
+        accepted.push(verified.raw().clone());
+        self.changed.notify_waiters();
+        Ok(Accepted::Stored(Seq(accepted.len() as u64)))
+    }
+}
+
+impl Relay {
+    pub fn accepted(&self, kind: Kind) -> Vec<RawEvent> {
+        self.accepted.lock().unwrap().iter().filter(|event| event.kind == kind).cloned().collect()
+    }
+
+    /// Waits until so many events of a kind were accepted.
+    pub async fn wait_for(&self, kind: Kind, count: usize) -> Vec<RawEvent> {
+        let found = tokio::time::timeout(Duration::from_secs(30), async {
+            loop {
+                let changed = self.changed.notified();
+                let found = self.accepted(kind);
+                if found.len() >= count {
+                    return found;
+                }
+                changed.await;
+            }
+        });
+        found.await.unwrap_or_else(|_| panic!("of {kind}: {:?}", self.accepted(kind)))
+    }
+}
+
+/// Sends what lies in the outbox, as the node does.
+pub async fn pump(relay: Arc<Relay>, store: Arc<AgentStore>, outbox: Arc<Notify>, inputs: mpsc::Sender<Input>) {
+    loop {
+        for outgoing in store.due(HOME, u64::MAX >> 1, 100).unwrap() {
+            let id = outgoing.event.id;
+            let delivery = match relay.submit(outgoing.event).await {
+                Ok(_) => Delivery::Taken,
+                Err(refusal) => Delivery::Refused(refusal.to_string()),
+            };
+            store.delivered(&id, HOME, &delivery).unwrap();
+            if inputs.send(Input::Delivered { id, relay: HOME.into(), delivery }).await.is_err() {
+                return;
+            }
+        }
+        outbox.notified().await;
+    }
+}
+
+/// One running instance; dropped, its inputs end and it stops.
+pub struct Instance {
+    pub inputs: mpsc::Sender<Input>,
+    pub store: Arc<AgentStore>,
+    pub driver: tokio::task::JoinHandle<Result<(), skep_store::StoreError>>,
+    pump: tokio::task::JoinHandle<()>,
+}
+
+impl Instance {
+    pub fn start(setup: Setup, relay: &Arc<Relay>) -> Self {
+        let (inputs, driver_inputs) = mpsc::channel(skep_agent::driver::INPUTS_MAX);
+        let (store, outbox) = (Arc::clone(&setup.store), Arc::clone(&setup.outbox));
+        let pump = tokio::spawn(pump(Arc::clone(relay), Arc::clone(&store), outbox, inputs.clone()));
+        let driver = tokio::spawn(skep_agent::driver::run(setup, Arc::clone(relay), driver_inputs));
+        Self { inputs, store, driver, pump }
+    }
+
+    pub async fn tell(&self, input: Input) {
+        self.inputs.send(input).await.unwrap();
+    }
+
+    pub async fn event(&self, event: &RawEvent) {
+        self.tell(Input::Event { event: Box::new(event.clone()), relay: HOME.into() }).await;
+    }
+
+    /// As kill -9 does, but for the processes: those die with the task.
+    pub fn kill(self) {
+        self.pump.abort();
+        self.driver.abort();
+    }
+}
