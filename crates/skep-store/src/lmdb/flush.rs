@@ -65,7 +65,9 @@ fn run(inner: &Inner) {
         inner.signal.wait(&mut seen, IDLE);
         if inner.layers().frozen.is_none() {
             // Nothing pressed for a while, or the writer asked: take what there is.
-            inner.freeze_if_idle();
+            if let Err(error) = inner.freeze_if_idle() {
+                tracing::debug!(%error, "cannot start a new log");
+            }
         }
         let flushed = flush(inner);
         if let Err(error) = &flushed {
@@ -89,7 +91,8 @@ pub(super) fn flush(inner: &Inner) -> Result<(), StoreError> {
     }
     *why = None;
     inner.layers_mut().frozen = None;
-    wal::remove_up_to(&inner.dir, generation)?;
+    let first = inner.frozen_from.load(Ordering::Acquire);
+    (first..=generation).for_each(|generation| wal::remove(&inner.dir, generation));
     inner.signal.notify();
     Ok(())
 }

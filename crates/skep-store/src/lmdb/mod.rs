@@ -67,6 +67,8 @@ struct Inner {
     layers: RwLock<Layers>,
     /// The log, owned by whoever appends. A lock, because the flusher starts a new one when nothing happens.
     wal: Mutex<Wal>,
+    /// The logs of the frozen layer: one, or several after a start.
+    frozen_from: AtomicU64,
     frozen_generation: AtomicU64,
     next_seq: AtomicU64,
     /// Numbers below this are promised on disk.
@@ -86,6 +88,7 @@ impl LmdbStore {
         let flushed = env::read_u64(&env, &tables, env::META_GENERATION, *map_bytes)?;
         wal::remove_up_to(dir, flushed)?;
         let generations = wal::generations(dir)?;
+        let oldest = generations.first().copied().unwrap_or(flushed);
         let newest = generations.last().copied().unwrap_or(flushed);
         let mut layer = Layer::default();
         generations.into_iter().try_for_each(|generation| wal::replay(dir, generation, &mut layer))?;
@@ -101,6 +104,7 @@ impl LmdbStore {
             is_durable: *is_durable,
             layers: RwLock::new(Layers { active: Layer::default(), frozen }),
             wal: Mutex::new(Wal::new(dir, newest + 1, *is_durable)),
+            frozen_from: AtomicU64::new(oldest),
             frozen_generation: AtomicU64::new(newest),
             next_seq: AtomicU64::new(0),
             reserved: AtomicU64::new(0),
@@ -114,6 +118,10 @@ impl LmdbStore {
                 tracing::error!(%error, "cannot move the log into the store yet");
             }
             other => other?,
+        }
+        // Now rather than with the first batch, when descriptors or room may be short.
+        if let Err(error) = inner.wal().create() {
+            tracing::warn!(%error, "cannot start a log yet; nothing is stored until that succeeds");
         }
         let first = inner.promised()?.max(1);
         inner.next_seq.store(first, Ordering::Release);
@@ -196,8 +204,14 @@ impl Inner {
         layers.active.absorb(batch);
         let is_full = layers.active.rows() >= flush::ROWS_TO_FREEZE || layers.active.bytes() >= flush::BYTES_TO_FREEZE;
         if is_full && layers.frozen.is_none() {
-            self.freeze(wal, &mut layers);
-            self.signal.notify();
+            match self.next_log(wal) {
+                Ok(next) => {
+                    self.freeze(wal, next, &mut layers);
+                    self.signal.notify();
+                }
+                // A full disk, or no file descriptor: the log that is open goes on for a while.
+                Err(error) => tracing::warn!(%error, "cannot start a new log yet"),
+            }
         }
         Ok(())
     }
@@ -216,19 +230,28 @@ impl Inner {
     }
 
     /// The active layer with its log becomes the frozen one; a new log begins.
-    fn freeze(&self, wal: &mut Wal, layers: &mut Layers) {
-        let next = Wal::new(&self.dir, wal.generation + 1, self.is_durable);
+    fn freeze(&self, wal: &mut Wal, next: Wal, layers: &mut Layers) {
+        self.frozen_from.store(wal.generation, Ordering::Release);
         self.frozen_generation.store(wal.generation, Ordering::Release);
         layers.frozen = Some(Arc::new(std::mem::take(&mut layers.active)));
         *wal = next;
     }
 
-    fn freeze_if_idle(&self) {
-        let Ok(mut wal) = self.wal.try_lock() else { return };
-        let mut layers = self.layers_mut();
-        if !layers.active.is_empty() && layers.frozen.is_none() {
-            self.freeze(&mut wal, &mut layers);
+    /// The log after this one, ready to be written.
+    fn next_log(&self, wal: &Wal) -> Result<Wal, StoreError> {
+        let mut next = Wal::new(&self.dir, wal.generation + 1, self.is_durable);
+        next.create().map(|()| next)
+    }
+
+    fn freeze_if_idle(&self) -> Result<(), StoreError> {
+        let Ok(mut wal) = self.wal.try_lock() else { return Ok(()) };
+        if self.layers().active.is_empty() || self.layers().frozen.is_some() {
+            return Ok(());
         }
+        // Nobody else freezes meanwhile: that needs the log.
+        let next = self.next_log(&wal)?;
+        self.freeze(&mut wal, next, &mut self.layers_mut());
+        Ok(())
     }
 
     /// Carries everything into LMDB, now. Writers wait meanwhile.
@@ -237,7 +260,8 @@ impl Inner {
         flush::flush(self)?;
         let mut layers = self.layers_mut();
         if !layers.active.is_empty() {
-            self.freeze(&mut wal, &mut layers);
+            let next = Wal::new(&self.dir, wal.generation + 1, self.is_durable);
+            self.freeze(&mut wal, next, &mut layers);
         }
         drop(layers);
         flush::flush(self)

@@ -21,7 +21,7 @@ const HEAD: usize = 16;
 /// Bytes reserved ahead, so that an append changes no metadata and one flush is enough.
 pub(super) const RESERVE: u64 = 8 << 20;
 
-/// The file that batches are appended to. It is made by the first of them: a store opens on a full disk, to be read.
+/// The file that batches are appended to. It is made by the first of them at the latest: a store opens on a full disk.
 pub(super) struct Wal {
     dir: PathBuf,
     file: Option<File>,
@@ -53,7 +53,7 @@ impl Wal {
     }
 
     /// Makes the file; its name is durable when this returns.
-    fn create(&mut self) -> Result<(), StoreError> {
+    pub(super) fn create(&mut self) -> Result<(), StoreError> {
         let path = path(&self.dir, self.generation);
         let mut options = std::fs::OpenOptions::new();
         options.create(true).truncate(true).read(true).write(true).mode(0o600);
