@@ -212,10 +212,14 @@ impl Leader {
 
     /// The check before each act: a process that was stopped and wakes up must not act on what it knew.
     pub fn may_act(&self, now: UnixMs, facts: &Facts) -> bool {
-        // A claim of another that lapsed is still not ours: it may have been made while we were stopped.
-        let is_named_else = matches!(self.read(now, facts), Claim::Others(_) | Claim::Stale(_) | Claim::Dead(_));
+        let leads_here = match self.read(now, facts) {
+            Claim::Mine(_) => true,
+            Claim::Nobody | Claim::Unreadable => facts.hold != Hold::Others,
+            // Lapsed or not, it is not ours: it may have been made while we were stopped.
+            Claim::Others(_) | Claim::Stale(_) | Claim::Dead(_) => false,
+        };
         let has_lease = matches!(facts.lease, RelayLease::Held(_) | RelayLease::None);
-        self.is_prompter && !is_named_else && has_lease
+        self.is_prompter && leads_here && has_lease
     }
 
     fn read(&self, now: UnixMs, facts: &Facts) -> Claim {

@@ -7,6 +7,7 @@
 pub mod access;
 pub mod audience;
 pub mod backend;
+pub mod budget;
 pub mod door;
 pub mod frames;
 pub mod hll;

@@ -85,8 +85,8 @@ fn who_is_stolen_from_ends_its_turns_and_stands_down_ten_seconds() {
     assert_eq!(role, Role::Follows(Some("you".into())));
     assert_eq!(out, [Effect::Abort, Effect::FreeHold]);
     let free = facts(File::Absent);
-    assert_eq!(leader.tick(T + 10_001, &free).0, Role::Follows(None));
-    assert_eq!(leader.tick(T + 10_002, &free).0, PROMPTER);
+    assert_eq!(leader.tick(T + 1 + limits::LEADER_STAND_DOWN_MS, &free).0, Role::Follows(None));
+    assert_eq!(leader.tick(T + 2 + limits::LEADER_STAND_DOWN_MS, &free).0, PROMPTER);
 }
 
 #[test]
@@ -215,7 +215,7 @@ impl Machine {
 proptest! {
     #[test]
     fn never_two_prompters_and_one_when_the_faults_end(
-        acts in proptest::collection::vec((0usize..3, 0u8..10, 0u64..8_000), 0..60),
+        acts in proptest::collection::vec((0usize..3, 0u8..10, 0u64..7_900), 0..60),
     ) {
         let mut machine = Machine::new(3);
         for (i, act, wait) in acts {

@@ -40,12 +40,8 @@ pub struct Lanes {
 }
 
 impl Lanes {
-    pub fn len(&self) -> usize {
+    pub fn count(&self) -> usize {
         self.index.len()
-    }
-
-    pub fn is_empty(&self) -> bool {
-        self.index.is_empty()
     }
 
     pub fn knows(&self, id: &EventId) -> bool {
@@ -136,7 +132,10 @@ impl Lanes {
         let first = *running.ids.first()?;
         running.ids.push(id);
         let (_, at) = self.index.get(&first)?;
-        lane.rows.get(&(*at, first))?.epoch
+        match lane.rows.get(&(*at, first))?.state {
+            State::Prompted { epoch, .. } => Some(epoch),
+            _ => None,
+        }
     }
 
     /// Ends the turn of a lane; the messages that were in it, in order.

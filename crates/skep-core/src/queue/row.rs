@@ -88,8 +88,8 @@ pub struct Row {
     pub is_stuck: bool,
     /// Not prompted before.
     pub retry_at: Option<UnixMs>,
-    /// The epoch of its newest turn lease.
-    pub epoch: Option<Epoch>,
+    /// The epoch of a turn whose end nobody saw: the next needs a newer one.
+    pub fence: Option<Epoch>,
 }
 
 impl Row {
@@ -102,7 +102,7 @@ impl Row {
             attempts: 0,
             is_stuck: false,
             retry_at: None,
-            epoch: None,
+            fence: None,
         }
     }
 

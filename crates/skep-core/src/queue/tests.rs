@@ -126,10 +126,17 @@ fn attempts_end_in_a_dead_letter_with_one_notice_and_a_retry_by_hand() {
     assert_eq!((&dead.state, dead.attempts), (&State::Dead, limits::ATTEMPTS_MAX));
     let out = queue.handle(now, 0, Input::Retry(dead.clone()));
     assert_eq!(prompts(&out), [(1, 1)]);
-    assert!(matches!(
-        out.iter().find(|e| matches!(e, Effect::Prompt { .. })),
-        Some(Effect::Prompt { after: Some(10), .. })
-    ));
+}
+
+#[test]
+fn a_turn_whose_end_we_saw_may_be_followed_under_the_same_lease() {
+    let mut queue = queue(Settings::default());
+    send(&mut queue, 1, "a", 0);
+    start(&mut queue, 1, 0);
+    end(&mut queue, 1, 1, Ended::Failed(BackendError::Other("x".into())));
+    queue.handle(10_000, 0, Input::Tick);
+    // Whoever holds a lease and acquires it again gets the same epoch.
+    assert!(start(&mut queue, 1, 10_001).contains(&Effect::React { id: id(1), reaction: Reaction::Eyes }));
 }
 
 #[test]

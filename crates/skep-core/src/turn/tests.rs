@@ -1,7 +1,7 @@
 //! The rules of [`super`], each by its name.
 
 use super::*;
-use crate::backend::{Counters, Scope, ToolKind, ToolStatus, Usage};
+use crate::backend::{Counters, Scope, ToolCall, ToolKind, ToolStatus, Usage};
 use proptest::prelude::*;
 
 const TIMES: Times = Times { idle_ms: 900, turn_ms_max: 7_200, kill_step_ms: 5, liveness_ms: 10_000 };

@@ -1,0 +1,178 @@
+//! Budgets: what a turn may cost is set aside before it begins, and made good when it has ended.
+//!
+//! Job: say whether a turn may begin, for its agent, its task and the fleet at once. Lives as long as the node; the
+//! shell gives what was spent before back after a restart.
+//! Must not: take an unknown cost for nothing, or let a turn begin on money that another has set aside.
+//!
+//! A day is a UTC day; an hour is the last 3,600 s.
+
+mod account;
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use serde::{Deserialize, Serialize};
+use skep_proto::{PubKey, Timestamp};
+
+pub use account::{Amount, Charge};
+
+use crate::turn::TurnId;
+use account::Account;
+
+/// Millionths of a US dollar: sums of them are exact.
+pub type MicroUsd = u64;
+
+/// The setting `budget`. `None`: no limit.
+#[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Limits {
+    pub usd_per_day: Option<f64>,
+    pub tokens_per_day: Option<u64>,
+    pub usd_per_turn: Option<f64>,
+    pub turns_per_hour: Option<u32>,
+}
+
+/// Whose budget.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Scope {
+    Agent(PubKey),
+    Task(String),
+    Fleet,
+}
+
+/// Which limit was reached.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Limit {
+    UsdPerDay,
+    TokensPerDay,
+    TurnsPerHour,
+}
+
+/// Why a turn may not begin now.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Exhausted {
+    pub scope: Scope,
+    pub limit: Limit,
+    /// When it may be asked again.
+    pub until: Timestamp,
+    /// Whether the owner is to be told: once for each limit and day.
+    pub is_news: bool,
+}
+
+/// The machine.
+#[derive(Debug, Default)]
+pub struct Budget {
+    limits: BTreeMap<Scope, Limits>,
+    accounts: BTreeMap<Scope, Account>,
+    reserved: BTreeMap<TurnId, Charge>,
+    told: BTreeSet<(Timestamp, Scope, Limit)>,
+}
+
+impl Budget {
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Sets the limits of a scope; what was spent stays.
+    pub fn set(&mut self, scope: Scope, limits: Limits) {
+        self.limits.insert(scope, limits);
+    }
+
+    /// What a turn used before this start, oldest first.
+    pub fn restore(&mut self, charge: &Charge) {
+        for scope in charge.scopes() {
+            self.accounts.entry(scope).or_default().settle(charge, charge.spent);
+        }
+    }
+
+    /// Sets money aside for a turn, in every scope or in none.
+    pub fn reserve(
+        &mut self,
+        now: Timestamp,
+        turn: &TurnId,
+        agent: PubKey,
+        task: Option<String>,
+    ) -> Result<(), Exhausted> {
+        let mut charge = Charge { agent, task, at: now, spent: Amount::default() };
+        for scope in charge.scopes() {
+            let account = self.accounts.entry(scope.clone()).or_default();
+            account.pass_time(now);
+            let limits = self.limits.get(&scope).copied().unwrap_or_default();
+            let wanted = account.check(now, &limits);
+            let wanted = wanted.map_err(|(limit, until)| self.exhausted(now, scope, limit, until))?;
+            charge.spent = charge.spent.max(wanted);
+        }
+        for scope in charge.scopes() {
+            self.accounts.entry(scope).or_default().reserve(&charge);
+        }
+        self.reserved.insert(turn.clone(), charge);
+        Ok(())
+    }
+
+    /// Whose limit for one turn a running turn has passed: it is to be cancelled.
+    pub fn overspent(&self, turn: &TurnId, usd: f64) -> Option<Scope> {
+        let charge = self.reserved.get(turn)?;
+        let is_over = |scope: &Scope| {
+            let most = self.limits.get(scope).and_then(|limits| limits.usd_per_turn);
+            most.is_some_and(|most| usd > most)
+        };
+        charge.scopes().into_iter().find(is_over)
+    }
+
+    /// A turn ended. What is not known of it is what was set aside for it. Gives what to store.
+    pub fn settle(&mut self, now: Timestamp, turn: &TurnId, spent: Spent) -> Option<Charge> {
+        let reserved = self.reserved.remove(turn)?;
+        let usd = spent.usd.and_then(micros);
+        let known =
+            Amount { usd: usd.unwrap_or(reserved.spent.usd), tokens: spent.tokens.unwrap_or(reserved.spent.tokens) };
+        let charge = Charge { spent: known, at: now, ..reserved.clone() };
+        for scope in charge.scopes() {
+            let account = self.accounts.entry(scope).or_default();
+            account.pass_time(now);
+            account.release(&reserved);
+            account.settle(&charge, charge.spent);
+            account.remember(usd, spent.tokens);
+        }
+        Some(charge)
+    }
+
+    /// A turn that was reserved for never began: it cost nothing, and was none.
+    pub fn cancel(&mut self, turn: &TurnId) {
+        let Some(reserved) = self.reserved.remove(turn) else { return };
+        for scope in reserved.scopes() {
+            if let Some(account) = self.accounts.get_mut(&scope) {
+                account.release(&reserved);
+                account.forget_turn(reserved.at);
+            }
+        }
+    }
+
+    /// Spent and set aside today.
+    pub fn today(&mut self, now: Timestamp, scope: &Scope) -> (Amount, Amount) {
+        let Some(account) = self.accounts.get_mut(scope) else { return Default::default() };
+        account.pass_time(now);
+        (account.spent(), account.reserved())
+    }
+
+    fn exhausted(&mut self, now: Timestamp, scope: Scope, limit: Limit, until: Timestamp) -> Exhausted {
+        let day = now / account::DAY_SECS;
+        self.told.retain(|(told, ..)| *told == day);
+        let is_news = self.told.insert((day, scope.clone(), limit));
+        Exhausted { scope, limit, until, is_news }
+    }
+}
+
+/// What a turn used, as far as it is known.
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
+pub struct Spent {
+    pub usd: Option<f64>,
+    pub tokens: Option<u64>,
+}
+
+/// Rounded up: a budget must not leak through its last digit. `None` for what is no amount.
+fn micros(usd: f64) -> Option<MicroUsd> {
+    (usd.is_finite() && usd >= 0.0).then(|| (usd * 1e6).ceil() as MicroUsd)
+}
+
+#[cfg(test)]
+mod tests;

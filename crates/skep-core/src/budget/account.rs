@@ -1,0 +1,159 @@
+//! What one scope spent, has set aside, and usually needs.
+
+use std::collections::VecDeque;
+
+use serde::{Deserialize, Serialize};
+use skep_proto::{PubKey, Timestamp, limits};
+
+use super::{Limit, Limits, MicroUsd, Scope, micros};
+
+pub const DAY_SECS: u64 = 86_400;
+const HOUR_SECS: u64 = 3_600;
+
+/// An amount of both things that are limited.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Amount {
+    pub usd: MicroUsd,
+    pub tokens: u64,
+}
+
+/// One turn in the accounts: what is set aside, later what it used.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Charge {
+    pub agent: PubKey,
+    pub task: Option<String>,
+    pub at: Timestamp,
+    pub spent: Amount,
+}
+
+impl Amount {
+    pub(super) fn max(self, other: Self) -> Self {
+        Self { usd: self.usd.max(other.usd), tokens: self.tokens.max(other.tokens) }
+    }
+
+    fn add(&mut self, other: Self) {
+        self.usd = self.usd.saturating_add(other.usd);
+        self.tokens = self.tokens.saturating_add(other.tokens);
+    }
+
+    fn sub(&mut self, other: Self) {
+        self.usd = self.usd.saturating_sub(other.usd);
+        self.tokens = self.tokens.saturating_sub(other.tokens);
+    }
+}
+
+impl Charge {
+    pub(super) fn scopes(&self) -> Vec<Scope> {
+        let task = self.task.iter().cloned().map(Scope::Task);
+        [Scope::Agent(self.agent)].into_iter().chain(task).chain([Scope::Fleet]).collect()
+    }
+}
+
+#[derive(Debug, Default)]
+pub struct Account {
+    day: u64,
+    spent: Amount,
+    reserved: Amount,
+    /// When the turns of the last hour began.
+    turns: VecDeque<Timestamp>,
+    recent_usd: VecDeque<MicroUsd>,
+    recent_tokens: VecDeque<u64>,
+}
+
+impl Account {
+    pub fn spent(&self) -> Amount {
+        self.spent
+    }
+
+    pub fn reserved(&self) -> Amount {
+        self.reserved
+    }
+
+    /// A new day begins with nothing spent; what is set aside stays so until its turn ends.
+    pub fn pass_time(&mut self, now: Timestamp) {
+        let day = now / DAY_SECS;
+        if day > self.day {
+            self.day = day;
+            self.spent = Amount::default();
+        }
+        while self.turns.front().is_some_and(|at| at + HOUR_SECS <= now) {
+            self.turns.pop_front();
+        }
+    }
+
+    /// What the next turn would set aside, or the limit that forbids it and until when.
+    pub fn check(&self, now: Timestamp, limits: &Limits) -> Result<Amount, (Limit, Timestamp)> {
+        let tomorrow = (now / DAY_SECS + 1) * DAY_SECS;
+        if limits.turns_per_hour.is_some_and(|most| self.turns.len() >= most as usize) {
+            let until = self.turns.front().map_or(now, |at| at + HOUR_SECS);
+            return Err((Limit::TurnsPerHour, until.max(now + 1)));
+        }
+        let per_turn = limits.usd_per_turn.map(limit);
+        let left_usd = limits.usd_per_day.map(|most| self.left(limit(most), |amount| amount.usd));
+        let left_tokens = limits.tokens_per_day.map(|most| self.left(most, |amount| amount.tokens));
+        // Without anything to go by, a turn may need all that is left: the first runs alone.
+        // One turn is stopped at its cap, so no more than that is set aside.
+        let usual = median(&self.recent_usd).map(|usd| usd.min(per_turn.unwrap_or(u64::MAX)));
+        let usd = usual.or(per_turn).or(left_usd).unwrap_or(0);
+        let tokens = median(&self.recent_tokens).or(left_tokens).unwrap_or(0);
+        if left_usd.is_some_and(|left| left == 0 || usd > left) {
+            return Err((Limit::UsdPerDay, tomorrow));
+        }
+        if left_tokens.is_some_and(|left| left == 0 || tokens > left) {
+            return Err((Limit::TokensPerDay, tomorrow));
+        }
+        Ok(Amount { usd, tokens })
+    }
+
+    fn left(&self, most: u64, of: impl Fn(&Amount) -> u64) -> u64 {
+        most.saturating_sub(of(&self.spent)).saturating_sub(of(&self.reserved))
+    }
+
+    pub fn reserve(&mut self, charge: &Charge) {
+        self.reserved.add(charge.spent);
+        self.turns.push_back(charge.at);
+    }
+
+    pub fn release(&mut self, charge: &Charge) {
+        self.reserved.sub(charge.spent);
+    }
+
+    pub fn forget_turn(&mut self, at: Timestamp) {
+        if let Some(i) = self.turns.iter().rposition(|turn| *turn == at) {
+            self.turns.remove(i);
+        }
+    }
+
+    /// Counts what was used on the day it ended.
+    pub fn settle(&mut self, charge: &Charge, spent: Amount) {
+        self.pass_time(charge.at);
+        if charge.at / DAY_SECS == self.day {
+            self.spent.add(spent);
+        }
+    }
+
+    /// Only what was known teaches what to expect.
+    pub fn remember(&mut self, usd: Option<MicroUsd>, tokens: Option<u64>) {
+        usd.into_iter().for_each(|usd| keep(&mut self.recent_usd, usd));
+        tokens.into_iter().for_each(|tokens| keep(&mut self.recent_tokens, tokens));
+    }
+}
+
+/// A limit that is no amount lets nothing through.
+fn limit(usd: f64) -> MicroUsd {
+    micros(usd).unwrap_or(0)
+}
+
+fn keep(recent: &mut VecDeque<u64>, value: u64) {
+    if recent.len() >= limits::ESTIMATE_TURNS_MAX {
+        recent.pop_front();
+    }
+    recent.push_back(value);
+}
+
+/// The upper one of two in the middle.
+fn median(recent: &VecDeque<u64>) -> Option<u64> {
+    let mut sorted: Vec<u64> = recent.iter().copied().collect();
+    sorted.sort_unstable();
+    sorted.get(sorted.len() / 2).copied()
+}

@@ -1,0 +1,168 @@
+//! The rules of [`super`], each by its name.
+
+use super::*;
+use proptest::prelude::*;
+
+const AGENT: PubKey = PubKey([1; 32]);
+const DAY: Timestamp = account::DAY_SECS;
+
+fn budget(limits: Limits) -> Budget {
+    let mut budget = Budget::new();
+    budget.set(Scope::Agent(AGENT), limits);
+    budget
+}
+
+fn turn(n: usize) -> TurnId {
+    TurnId(n.to_string())
+}
+
+fn reserve(budget: &mut Budget, now: Timestamp, n: usize) -> Result<(), Limit> {
+    budget.reserve(now, &turn(n), AGENT, None).map_err(|exhausted| exhausted.limit)
+}
+
+fn usd(usd: f64) -> Spent {
+    Spent { usd: Some(usd), tokens: None }
+}
+
+const USD_DAY: Limits =
+    Limits { usd_per_day: Some(1.0), tokens_per_day: None, usd_per_turn: Some(0.4), turns_per_hour: None };
+
+#[test]
+fn an_estimate_is_the_cap_and_then_the_recent_median() {
+    let mut budget = budget(USD_DAY);
+    let set_aside = |budget: &mut Budget| budget.today(0, &Scope::Agent(AGENT)).1.usd;
+    assert_eq!(reserve(&mut budget, 0, 1), Ok(()));
+    assert_eq!(set_aside(&mut budget), 400_000);
+    assert_eq!(reserve(&mut budget, 0, 2), Ok(()));
+    assert_eq!(reserve(&mut budget, 0, 3), Err(Limit::UsdPerDay), "two have set aside 0.8 of 1");
+    budget.settle(0, &turn(1), usd(0.1));
+    budget.settle(0, &turn(2), usd(0.2));
+    assert_eq!(set_aside(&mut budget), 0);
+    assert_eq!(reserve(&mut budget, 0, 3), Ok(()));
+    assert_eq!(set_aside(&mut budget), 200_000);
+}
+
+#[test]
+fn what_is_not_known_costs_what_was_set_aside() {
+    let mut budget = budget(USD_DAY);
+    for n in 0..2 {
+        assert_eq!(reserve(&mut budget, 0, n), Ok(()));
+        let stored = budget.settle(0, &turn(n), Spent::default()).expect("it was reserved");
+        assert_eq!(stored.spent.usd, 400_000);
+    }
+    assert_eq!(reserve(&mut budget, 0, 3), Err(Limit::UsdPerDay));
+}
+
+#[test]
+fn the_owner_is_told_once_for_each_limit_and_day() {
+    let mut budget = budget(Limits { usd_per_day: Some(0.0), ..Limits::default() });
+    let mut ask = |now| budget.reserve(now, &turn(1), AGENT, None).expect_err("nothing may be spent");
+    let first = ask(5);
+    assert_eq!((first.limit, first.until, first.is_news), (Limit::UsdPerDay, DAY, true));
+    assert!(!ask(6).is_news);
+    assert!(ask(DAY).is_news);
+}
+
+#[test]
+fn a_new_day_begins_with_nothing_spent() {
+    let mut budget = budget(USD_DAY);
+    reserve(&mut budget, 0, 1).expect("the first");
+    budget.settle(DAY - 1, &turn(1), usd(0.9));
+    assert_eq!(reserve(&mut budget, DAY - 1, 2), Err(Limit::UsdPerDay));
+    assert_eq!(reserve(&mut budget, DAY, 2), Ok(()));
+}
+
+#[test]
+fn without_anything_to_go_by_the_first_turn_runs_alone() {
+    let mut budget = budget(Limits { tokens_per_day: Some(1_000), ..Limits::default() });
+    assert_eq!(reserve(&mut budget, 0, 1), Ok(()));
+    assert_eq!(reserve(&mut budget, 0, 2), Err(Limit::TokensPerDay));
+    budget.settle(0, &turn(1), Spent { usd: None, tokens: Some(100) });
+    assert_eq!(reserve(&mut budget, 0, 2), Ok(()));
+    assert_eq!(reserve(&mut budget, 0, 3), Ok(()));
+}
+
+#[test]
+fn a_running_turn_that_passes_its_cap_is_to_be_cancelled_and_the_next_may_begin() {
+    let mut budget = budget(USD_DAY);
+    reserve(&mut budget, 0, 1).expect("the first");
+    assert_eq!(budget.overspent(&turn(1), 0.4), None);
+    assert_eq!(budget.overspent(&turn(1), 0.41), Some(Scope::Agent(AGENT)));
+    assert_eq!(budget.overspent(&turn(9), 99.0), None);
+    budget.settle(0, &turn(1), usd(0.5));
+    assert_eq!(reserve(&mut budget, 0, 2), Ok(()), "an expensive turn does not end the agent for ever");
+}
+
+#[test]
+fn turns_are_limited_by_the_last_hour() {
+    let mut budget = budget(Limits { turns_per_hour: Some(2), ..Limits::default() });
+    reserve(&mut budget, 10, 1).expect("the first");
+    reserve(&mut budget, 20, 2).expect("the second");
+    let exhausted = budget.reserve(30, &turn(3), AGENT, None).expect_err("the third");
+    assert_eq!((exhausted.limit, exhausted.until), (Limit::TurnsPerHour, 3_610));
+    assert_eq!(reserve(&mut budget, 3_610, 3), Ok(()));
+    budget.cancel(&turn(3));
+    assert_eq!(reserve(&mut budget, 3_610, 4), Ok(()), "one that never began was none");
+}
+
+#[test]
+fn agent_task_and_fleet_all_have_to_agree_and_one_refusal_takes_nothing() {
+    let mut budget = Budget::new();
+    budget.set(Scope::Fleet, Limits { turns_per_hour: Some(1), ..Limits::default() });
+    budget.set(Scope::Task("t".into()), Limits { usd_per_day: Some(1.0), ..Limits::default() });
+    budget.reserve(0, &turn(1), AGENT, Some("t".into())).expect("the first");
+    let other = PubKey([2; 32]);
+    let exhausted = budget.reserve(0, &turn(2), other, None).expect_err("the fleet's hour is full");
+    assert_eq!(exhausted.scope, Scope::Fleet);
+    assert_eq!(budget.today(0, &Scope::Agent(other)), Default::default());
+    assert_eq!(budget.today(0, &Scope::Task("t".into())).1.usd, 1_000_000);
+}
+
+#[test]
+fn what_was_spent_before_a_restart_still_counts() {
+    let mut before = budget(USD_DAY);
+    reserve(&mut before, 0, 1).expect("the first");
+    let stored = before.settle(10, &turn(1), usd(0.9)).expect("it was reserved");
+    let json = serde_json::to_string(&stored).expect("it is stored");
+    let mut after = budget(USD_DAY);
+    after.restore(&serde_json::from_str(&json).expect("it is read"));
+    assert_eq!(reserve(&mut after, 20, 2), Err(Limit::UsdPerDay));
+}
+
+#[test]
+fn an_amount_that_is_none_is_unknown_and_a_limit_that_is_none_lets_nothing_through() {
+    let mut budget = budget(USD_DAY);
+    reserve(&mut budget, 0, 1).expect("the first");
+    assert_eq!(budget.settle(0, &turn(1), usd(f64::NAN)).map(|charge| charge.spent.usd), Some(400_000));
+    let mut broken = self::budget(Limits { usd_per_day: Some(f64::NAN), ..Limits::default() });
+    assert_eq!(reserve(&mut broken, 0, 1), Err(Limit::UsdPerDay));
+}
+
+proptest! {
+    #[test]
+    fn what_is_spent_and_set_aside_never_passes_the_days_limit_when_turns_keep_to_their_estimate(
+        acts in proptest::collection::vec((any::<bool>(), 0usize..6, 0.0..0.4f64, 0u64..20_000), 1..80),
+    ) {
+        let mut budget = budget(USD_DAY);
+        let (mut now, mut open) = (0, BTreeMap::new());
+        for (is_begin, n, cost, wait) in acts {
+            now += wait;
+            if is_begin && !open.contains_key(&n) {
+                let before = budget.today(now, &Scope::Agent(AGENT)).1.usd;
+                if reserve(&mut budget, now, n).is_ok() {
+                    let set_aside = budget.today(now, &Scope::Agent(AGENT)).1.usd - before;
+                    open.insert(n, set_aside);
+                    let (spent, reserved) = budget.today(now, &Scope::Agent(AGENT));
+                    prop_assert!(spent.usd + reserved.usd <= 1_000_000);
+                }
+            } else if let Some(set_aside) = open.remove(&n) {
+                let cost = (cost * 1e6).floor().min(set_aside as f64) / 1e6;
+                budget.settle(now, &turn(n), usd(cost));
+            }
+        }
+        for n in open.into_keys() {
+            budget.cancel(&turn(n));
+        }
+        prop_assert_eq!(budget.today(now, &Scope::Agent(AGENT)).1, Amount::default(), "nothing stays set aside");
+    }
+}

@@ -1,0 +1,158 @@
+//! What the inbox is told, what it wants done, and how it is set.
+
+use skep_proto::lease::Epoch;
+use skep_proto::time::UnixMs;
+use skep_proto::{EventId, limits};
+
+use super::row::{Message, Row};
+use crate::backend::BackendError;
+use crate::turn::{Cancel, TurnId};
+
+/// What a new message does to the turn that runs in its channel.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Mode {
+    /// It waits.
+    #[default]
+    Queue,
+    /// It ends the turn.
+    Interrupt,
+    /// It is given to the turn, where the backend can take it; else it waits.
+    Steer,
+}
+
+#[derive(Debug, Clone, Copy)]
+pub struct Settings {
+    pub mode: Mode,
+    /// Turns at once, each in its own channel.
+    pub parallel: usize,
+    /// Whether a message that has to wait behind a turn is marked.
+    pub shows_waiting: bool,
+    pub waiting_max: usize,
+    pub attempts_max: u32,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            mode: Mode::Queue,
+            parallel: 1,
+            shows_waiting: true,
+            waiting_max: limits::INBOX_WAITING_MAX,
+            attempts_max: limits::ATTEMPTS_MAX,
+        }
+    }
+}
+
+#[derive(Debug, Clone, PartialEq)]
+pub enum Input {
+    /// A message was committed to the inbox. One that is known already changes nothing.
+    Arrived(Message),
+    /// Its sender may prompt.
+    Admitted(EventId),
+    /// Its sender may not, or its owner called it off while it waited.
+    Refused {
+        id: EventId,
+        reason: String,
+    },
+    /// The answer to [`Effect::Prompt`]: budget, lease and journal are in order, and the turn runs.
+    Started {
+        id: EventId,
+        turn: TurnId,
+        epoch: Epoch,
+    },
+    /// The other answer to it.
+    NotStarted {
+        id: EventId,
+        why: NotStarted,
+    },
+    /// The answer to [`Effect::Steer`].
+    Steered {
+        id: EventId,
+        turn: TurnId,
+        is_taken: bool,
+    },
+    Ended {
+        turn: TurnId,
+        how: Ended,
+    },
+    /// Another instance's final reply was seen. A turn of ours goes on: the relay decides which reply stands.
+    AnsweredElsewhere {
+        id: EventId,
+        event: EventId,
+    },
+    /// A dead, refused or expired message, once more.
+    Retry(Row),
+    /// No new turns until [`Input::Resumed`].
+    Paused(String),
+    Resumed,
+    /// Whether this instance is the prompter.
+    Leading(bool),
+    /// A time of [`Effect::WakeAt`] came.
+    Tick,
+}
+
+/// Why a turn was not begun. None of these is an attempt.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum NotStarted {
+    /// No budget, the turn's lease is held by another, the disk is full: the reason is shown while it waits.
+    Wait { reason: String, until: UnixMs },
+    /// The turn's lease is completed: somebody answered.
+    Answered(Option<EventId>),
+}
+
+/// How a turn ended, once its reply was published or could not be.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Ended {
+    /// `None`: by another instance, and the relay does not say with which event.
+    Answered(Option<EventId>),
+    Failed(BackendError),
+    /// No progress, so it was cancelled.
+    Stuck,
+    /// It reached the longest time that a turn may take.
+    TooLong,
+    Cancelled(Cancel),
+}
+
+#[derive(Debug, Clone, PartialEq)]
+pub enum Effect {
+    /// Store the row before anything that follows.
+    Store(Row),
+    /// Reserve the budget, take the turn's lease, write the journal, prompt; then say `Started` or `NotStarted`.
+    Prompt {
+        message: Message,
+        /// From 1.
+        attempt: u32,
+        /// The epoch of a turn whose end nobody saw, before a crash: ours must be newer.
+        after: Option<Epoch>,
+    },
+    /// Give the message to a running turn, and say `Steered`.
+    Steer {
+        turn: TurnId,
+        message: Message,
+    },
+    Cancel {
+        turn: TurnId,
+        why: Cancel,
+    },
+    React {
+        id: EventId,
+        reaction: Reaction,
+    },
+    /// One visible sentence for the sender.
+    Notice {
+        id: EventId,
+        text: String,
+    },
+    /// New turns stopped, and a person is needed.
+    PauseAgent(String),
+    WakeAt(UnixMs),
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Reaction {
+    /// 👀: it is being prompted.
+    Eyes,
+    /// ⏳: it waits behind a turn.
+    Hourglass,
+}
