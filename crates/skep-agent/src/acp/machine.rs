@@ -234,10 +234,21 @@ impl Machine {
             (Step::Turn(turn), Err(_)) if turn.is_cancelled() => self.end(Ended::Cancelled),
             (Step::Turn(turn), Err(error)) => {
                 turn.failed(&error, self.reports, &mut self.out);
-                self.end(Ended::Error(failure::backend_error(&error)));
+                self.end(Ended::Error(self.with_ways_to_log_in(failure::backend_error(&error))));
             }
             (Step::Idle | Step::Over, _) => {}
-            (_, Err(error)) => self.fail(failure::backend_error(&error)),
+            (_, Err(error)) => {
+                let error = self.with_ways_to_log_in(failure::backend_error(&error));
+                self.fail(error);
+            }
+        }
+    }
+
+    fn with_ways_to_log_in(&self, error: BackendError) -> BackendError {
+        let ways = self.initialized.ways_to_log_in();
+        match error {
+            BackendError::Auth(why) if !ways.is_empty() => BackendError::Auth(format!("{why} ({ways})")),
+            other => other,
         }
     }
 

@@ -17,6 +17,8 @@ pub(crate) mod message;
 mod open;
 mod out;
 mod questions;
+#[cfg(test)]
+mod rules;
 mod tool;
 mod turn;
 mod usage;

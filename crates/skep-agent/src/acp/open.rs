@@ -4,9 +4,13 @@ use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
 use crate::spec::{McpServer, McpTransport, Spec};
+use crate::text::cut;
 
 /// The version of ACP that is spoken here.
 pub const PROTOCOL_VERSION: u64 = 1;
+
+/// Bytes of what a program says of how to log in.
+const LOG_IN_BYTES_MAX: usize = 1024;
 
 /// No files and no terminals of ours: a program works in its own process, under its own sandbox, and asks before it
 /// acts. Goose tells what it used only to a client that says this.
@@ -29,6 +33,7 @@ pub struct Initialized {
     pub protocol_version: Value,
     agent_capabilities: Value,
     agent_info: Option<AgentInfo>,
+    auth_methods: Value,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -42,6 +47,16 @@ impl Initialized {
     pub fn program(&self) -> Option<String> {
         let info = self.agent_info.as_ref().filter(|info| !info.name.is_empty())?;
         Some(format!("{} {}", info.name, info.version).trim_end().to_owned())
+    }
+
+    /// What it says of how to log in, for a person who must do that.
+    pub fn ways_to_log_in(&self) -> String {
+        let methods = self.auth_methods.as_array().into_iter().flatten();
+        let described = methods.filter_map(|method| {
+            let text = |member: &str| method[member].as_str().filter(|text| !text.is_empty());
+            text("description").or_else(|| text("name"))
+        });
+        cut(&described.collect::<Vec<_>>().join("; or: "), LOG_IN_BYTES_MAX)
     }
 
     /// How it takes up a session: without repeating what was said, or with, or not at all.

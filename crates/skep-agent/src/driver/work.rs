@@ -373,7 +373,7 @@ impl<D: Door + 'static> Desk<D> {
         let Some(message) = self.setup.store.message(&trigger)? else { return Ok(()) };
         let Some(row) = super::desk::row_of(&message.state) else { return Ok(()) };
         self.setup.store.forget_answer(id)?;
-        let again = queue::Row { state: queue::State::Queued, epoch: None, ..row };
+        let again = queue::Row { state: queue::State::Queued, ..row };
         self.setup.store.set_state(&trigger, &state_of(&again))?;
         self.tell_queue(queue::Input::Arrived(again.message))?;
         self.unjudged.insert(trigger);

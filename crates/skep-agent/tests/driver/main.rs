@@ -261,7 +261,7 @@ async fn a_turn_is_cancelled_by_its_owner_and_a_paused_agent_begins_none() {
     command(&instance, Command::Pause("by hand".into())).await.unwrap();
     let later = mention(OWNER, "later");
     instance.event(&later).await;
-    assert_eq!(command(&instance, Command::Retry(later.id)).await.is_ok(), true);
+    assert!(command(&instance, Command::Retry(later.id)).await.is_ok());
     assert_eq!(instance.store.message(&later.id).unwrap().unwrap().state.name, "queued");
     command(&instance, Command::Resume).await.unwrap();
     relay.wait_for(Kind::NOTE, 1).await;

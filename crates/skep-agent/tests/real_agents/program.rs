@@ -4,7 +4,8 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use serde_json::{Value, json};
-use skep_agent::{Kind, Spec, Timing};
+use skep_agent::detect::{Agent, PRESETS};
+use skep_agent::{Spec, Timing};
 
 use crate::desk::env;
 use crate::mock_model::{Asked, MockModel, Reply};
@@ -28,18 +29,22 @@ impl Program {
         let mut set = vec![("HOME", home_text.as_str()), ("TEST_TREE", tree)];
         set.extend(config.iter().map(|(name, value)| (*name, value.as_str())));
         let timing = Timing { open: Duration::from_secs(120), cancel: Duration::from_secs(20), ..Timing::default() };
-        let mode = (self == Self::Qwen).then(|| "default".to_owned());
-        Spec { timing, mode, ..Spec::new(self.kind(), cwd, env(&set)) }
+        let preset = PRESETS.iter().find(|preset| preset.name == self.name()).expect("a preset");
+        let agent = Agent { preset, command: self.command(), version: None };
+        Spec { timing, ..agent.spec(cwd, &env(&set)).expect("a spec") }
     }
 
-    fn kind(self) -> Kind {
-        let words = |words: &[&str]| words.iter().map(|word| word.to_string()).collect();
+    fn name(self) -> &'static str {
         match self {
-            Self::OpenCode => Kind::Acp { command: opencode(), args: words(&["acp"]) },
-            Self::Qwen => Kind::Acp {
-                command: installed().join("@qwen-code/qwen-code/cli-entry.js"),
-                args: words(&["--acp", "--auth-type=openai"]),
-            },
+            Self::OpenCode => "opencode",
+            Self::Qwen => "qwen",
+        }
+    }
+
+    fn command(self) -> PathBuf {
+        match self {
+            Self::OpenCode => opencode(),
+            Self::Qwen => installed().join("@qwen-code/qwen-code/cli-entry.js"),
         }
     }
 
@@ -48,13 +53,12 @@ impl Program {
         match self {
             Self::OpenCode => vec![
                 ("OPENCODE_CONFIG_CONTENT", opencode_config(base_url).to_string()),
-                ("OPENCODE_PERMISSION", json!({ "edit": "ask", "bash": "ask" }).to_string()),
                 ("OPENCODE_DISABLE_MODELS_FETCH", "1".to_owned()),
                 ("OPENCODE_DISABLE_AUTOUPDATE", "1".to_owned()),
                 ("OPENCODE_DISABLE_LSP_DOWNLOAD", "1".to_owned()),
             ],
             Self::Qwen => {
-                let settings = json!({ "memory": { "enableManagedAutoMemory": false, "enableManagedAutoDream": false },
+                let settings = json!({ "security": { "auth": { "selectedType": "openai" } }, "memory": { "enableManagedAutoMemory": false, "enableManagedAutoDream": false },
                     "ui": { "enableFollowupSuggestions": false }, "privacy": { "usageStatisticsEnabled": false } });
                 std::fs::create_dir_all(home.join(".qwen")).expect("a directory");
                 std::fs::write(home.join(".qwen/settings.json"), settings.to_string()).expect("settings");
