@@ -116,6 +116,7 @@ pub fn answer(
     // Hidden events use up no limit. The ring answers those who name an ephemeral kind and a time.
     let most = question.limit.unwrap_or(usize::MAX);
     let asks_ring = matches!(question.by, By::Kinds(_)) && question.since.is_some() && most > 0;
-    let recent = recent.iter().filter(|_| asks_ring);
+    // Of those it gives the ones that came last: as many as the filter's limit, beside what is stored.
+    let recent = recent.iter().rev().filter(|_| asks_ring).take(most);
     Answer { stored: stored.iter().map(id).collect(), served: stored.iter().take(most).chain(recent).map(id).collect() }
 }
