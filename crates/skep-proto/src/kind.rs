@@ -237,10 +237,17 @@ pub fn rule(kind: Kind) -> Row {
 
 impl Kind {
     pub const PROFILE: Self = Self(0);
+    pub const NOTE: Self = Self(1);
+    pub const DIRECT_MESSAGE: Self = Self(4);
     pub const DELETION: Self = Self(5);
+    pub const REACTION: Self = Self(7);
+    pub const CHAT: Self = Self(9);
+    pub const PRIVATE_MESSAGE: Self = Self(14);
     pub const CHANNEL_CREATION: Self = Self(40);
+    pub const CHANNEL_MESSAGE: Self = Self(42);
     pub const VANISH: Self = Self(62);
     pub const GIFT_WRAP: Self = Self(1059);
+    pub const COMMENT: Self = Self(1111);
     pub const MEMBER_LIST: Self = Self(13534);
     pub const AUTH: Self = Self(22242);
     pub const AGENT_FRAME: Self = Self(24200);
@@ -250,6 +257,7 @@ impl Kind {
     pub const JOIN_REQUEST: Self = Self(28934);
     pub const LEAVE_REQUEST: Self = Self(28936);
     pub const APP_DATA: Self = Self(30078);
+    pub const COMMAND: Self = Self(30079);
     pub const LEASE_STATE: Self = Self(30480);
     pub const AGENT_METRIC: Self = Self(44200);
 

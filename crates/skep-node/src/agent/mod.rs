@@ -1,0 +1,8 @@
+//! One instance of an agent on this machine: the shells around `skep_agent::driver`.
+//!
+//! Job: bring what concerns the agent to its driver, send what it publishes, and say whether it leads.
+//! Neighbours: `skep-agent` has the driver; [`crate::client`] speaks to relays; `skep-store` keeps the records.
+//! Must not: decide what is prompted or answered, or hand on what did not verify.
+
+pub mod door;
+pub mod reconnect;

@@ -1,0 +1,5 @@
+#![expect(clippy::unwrap_used, reason = "a test")]
+//! What runs an agent, against the real relay in this process.
+
+mod door;
+mod hive;
