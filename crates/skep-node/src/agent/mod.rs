@@ -4,5 +4,8 @@
 //! Neighbours: `skep-agent` has the driver; [`crate::client`] speaks to relays; `skep-store` keeps the records.
 //! Must not: decide what is prompted or answered, or hand on what did not verify.
 
+mod concerns;
 pub mod door;
+mod gap;
+pub mod link;
 pub mod reconnect;

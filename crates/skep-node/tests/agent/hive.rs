@@ -1,9 +1,10 @@
 //! A relay that can be stopped and started at its address, an owner who is its member, and an agent of that owner.
 
+use std::path::Path;
 use std::time::Duration;
 
 use skep_node::agent::reconnect::Connection;
-use skep_node::client::Credentials;
+use skep_node::client::{Client, Credentials, Options};
 use skep_node::clock::unix_now;
 use skep_node::config::RelaySettings;
 use skep_node::home::Home;
@@ -76,12 +77,28 @@ impl Hive {
         format!("ws://{}", self.settings.listen)
     }
 
+    pub fn dir(&self) -> &Path {
+        self.dir.path()
+    }
+
     pub fn consent(&self) -> [String; 4] {
         attest(self.owner.keypair(), &self.agent.pubkey(), &Conditions::default(), &[0; 32])
     }
 
     pub fn credentials(&self) -> Credentials {
         Credentials { keys: self.agent.clone(), attestation: Some(self.consent()) }
+    }
+
+    /// A client of somebody.
+    pub async fn client(&self, keys: &Keys) -> Client {
+        let options = Options { credentials: Some(keys.clone().into()), ..Options::default() };
+        Client::connect(&self.url(), options).await.unwrap()
+    }
+
+    /// A note of the owner that mentions the agent.
+    pub fn mention(&self, at: u64, text: &str) -> RawEvent {
+        let agent = self.agent.pubkey().to_hex();
+        self.owner.sign(Draft::new(Kind::NOTE, at, text).tag(["p", &agent])).raw().clone()
     }
 
     /// A note of the agent.

@@ -3,3 +3,4 @@
 
 mod door;
 mod hive;
+mod link;
