@@ -8,4 +8,5 @@ mod concerns;
 pub mod door;
 mod gap;
 pub mod link;
+pub mod outbox;
 pub mod reconnect;

@@ -4,3 +4,4 @@
 mod door;
 mod hive;
 mod link;
+mod outbox;
