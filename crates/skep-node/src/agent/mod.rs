@@ -7,6 +7,10 @@
 mod concerns;
 pub mod door;
 mod gap;
+pub mod lead;
 pub mod link;
+pub mod locks;
+mod notice;
 pub mod outbox;
+mod prompter;
 pub mod reconnect;

@@ -3,5 +3,6 @@
 
 mod door;
 mod hive;
+mod lead;
 mod link;
 mod outbox;
