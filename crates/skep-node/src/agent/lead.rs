@@ -334,9 +334,15 @@ impl Task {
             let done = work(&mut local);
             (local, done)
         });
-        let (local, done) = worked.await.expect("invariant: working on the files does not panic");
-        self.local = Some(local);
-        done
+        match worked.await {
+            Ok((local, done)) => {
+                self.local = Some(local);
+                done
+            }
+            Err(error) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
+            // The runtime is ending, and this task with it.
+            Err(_) => std::future::pending().await,
+        }
     }
 }
 

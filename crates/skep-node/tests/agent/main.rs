@@ -3,6 +3,7 @@
 
 mod door;
 mod hive;
+mod instance;
 mod lead;
 mod link;
 mod outbox;
