@@ -5,11 +5,13 @@ use std::path::{Path, PathBuf};
 
 use figment::Figment;
 use figment::providers::{Env, Format, Serialized, Toml};
+use figment::value::UncasedStr;
 use serde::{Deserialize, Serialize};
 use skep_core::world::{Channel, ChannelAccess};
 use skep_proto::PubKey;
 use skep_proto::limits::Limits;
 
+use crate::agent::settings::{AgentSettings, LeaderSettings, check_all};
 use crate::keys;
 
 /// The whole file.
@@ -17,6 +19,9 @@ use crate::keys;
 #[serde(default, deny_unknown_fields)]
 pub struct Settings {
     pub relay: RelaySettings,
+    pub leader: LeaderSettings,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub agent: Vec<AgentSettings>,
 }
 
 macro_rules! settings {
@@ -128,6 +133,8 @@ pub enum ConfigError {
     Group { setting: String, value: String },
     #[error("{setting}: {cause}")]
     Value { setting: &'static str, cause: String },
+    #[error("agent {agent:?}: {setting}: {cause}")]
+    Agent { agent: String, setting: &'static str, cause: String },
 }
 
 impl Settings {
@@ -140,12 +147,18 @@ impl Settings {
             figment = figment.merge(Toml::string(&text));
         }
         let settings: Self = figment
-            .merge(Env::prefixed("SKEP_").split("__").filter(|key| key.starts_with("relay.")))
+            .merge(Env::prefixed("SKEP_").split("__").filter(is_setting))
             .extract()
             .map_err(|error| ConfigError::Parse(explain(&error, path)))?;
         settings.relay.check()?;
+        check_all(&settings.agent)?;
         Ok(settings)
     }
+}
+
+/// Agents are a list: variables cannot name one of them.
+fn is_setting(key: &UncasedStr) -> bool {
+    key.starts_with("relay.") || key.starts_with("leader.")
 }
 
 /// One line: what, where, and what was expected.

@@ -1,9 +1,10 @@
 //! Composition: what one `skep` process on one machine is made of.
 //!
-//! Job: read the environment, open the home directory and the keys, speak to relays as a client.
+//! Job: read the environment, open the home directory and the keys, speak to relays as a client, run agents.
 //! Neighbours: above every other crate of ours but the binary, which turns arguments into calls of this one.
 //! Must not: print, prompt for anything but a secret, or end the process.
 
+pub mod agent;
 pub mod client;
 pub mod clock;
 pub mod config;

@@ -257,6 +257,7 @@ impl Kind {
     pub const JOIN_REQUEST: Self = Self(28934);
     pub const LEAVE_REQUEST: Self = Self(28936);
     pub const APP_DATA: Self = Self(30078);
+    pub const COMMAND: Self = Self(30079);
     pub const LEASE_STATE: Self = Self(30480);
     pub const AGENT_METRIC: Self = Self(44200);
 

@@ -61,6 +61,17 @@ pub struct Refusal {
     pub text: Cow<'static, str>,
 }
 
+impl Refusal {
+    /// From the text of an OK or CLOSED message. A relay that gives no prefix that we know has an `error:`.
+    pub fn parse(text: &str) -> Self {
+        let known = text.split_once(':').and_then(|(prefix, rest)| {
+            let prefix = Prefix::ALL.into_iter().find(|known| known.as_str() == prefix)?;
+            Some(prefix.because(rest.trim_start().to_owned()))
+        });
+        known.unwrap_or_else(|| Prefix::Error.because(text.to_owned()))
+    }
+}
+
 impl fmt::Display for Refusal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}: {}", self.prefix.as_str(), self.text)
@@ -68,3 +79,17 @@ impl fmt::Display for Refusal {
 }
 
 impl std::error::Error for Refusal {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_refusal_is_read_as_it_was_written() {
+        for prefix in Prefix::ALL {
+            let refusal = prefix.because("held by a: epoch=1");
+            assert_eq!(Refusal::parse(&refusal.to_string()), refusal);
+        }
+        assert_eq!(Refusal::parse("mute: no"), Prefix::Error.because("mute: no"));
+    }
+}

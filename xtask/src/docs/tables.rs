@@ -4,6 +4,7 @@ use std::fs;
 use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
+use skep_node::agent::settings::{AgentSettings, LeaderSettings};
 use skep_node::config::RelaySettings;
 use skep_proto::kind::{Class, ReadRule, Retention, Row, TABLE, WriteRule};
 use skep_proto::limits::Limits;
@@ -188,8 +189,26 @@ file (two underscores for each level), flags like `--listen` over both. It is re
         &RelaySettings::table().into_iter().map(row).collect::<Vec<_>>(),
     ));
     out.push_str(CONFIG_REST);
+    out.push_str(CONFIG_AGENTS);
+    out.push_str(&table(
+        ["setting", "default", "meaning"],
+        &AgentSettings::table().into_iter().map(row).collect::<Vec<_>>(),
+    ));
+    out.push_str("## `[leader]`\n\n");
+    out.push_str(&table(
+        ["setting", "default", "meaning"],
+        &LeaderSettings::table().into_iter().map(row).collect::<Vec<_>>(),
+    ));
     out
 }
+
+const CONFIG_AGENTS: &str = "
+## `[[agent]]`
+
+One table for each agent of this machine. `budget` may have `usd_per_day`, `tokens_per_day`, `usd_per_turn` and
+`turns_per_hour`; what is left out has no bound.
+
+";
 
 /// The sections that are not plain settings. `the_example_is_read` in this module reads the example.
 const CONFIG_REST: &str = "\

@@ -1,0 +1,57 @@
+//! What an agent subscribes to.
+
+use skep_proto::{Filter, Kind, PubKey, Timestamp};
+
+/// What can mention an agent and be answered.
+const MESSAGES: [Kind; 6] =
+    [Kind::NOTE, Kind::DIRECT_MESSAGE, Kind::CHAT, Kind::CHANNEL_MESSAGE, Kind::COMMENT, Kind::COMMAND];
+
+/// What an agent says, and how it reacts: those who follow learn from it what was answered.
+const OWN: [Kind; 6] =
+    [Kind::NOTE, Kind::DIRECT_MESSAGE, Kind::REACTION, Kind::CHAT, Kind::CHANNEL_MESSAGE, Kind::COMMENT];
+
+/// The filters of one agent.
+#[derive(Debug, Clone, Copy)]
+pub struct Concerns(pub PubKey);
+
+impl Concerns {
+    fn naming_it(self, kinds: Vec<Kind>) -> Filter {
+        Filter { kinds: Some(kinds), tags: vec![(b'p', vec![self.0.to_hex()])], ..Filter::new() }.normalized()
+    }
+
+    fn own(self) -> Filter {
+        Filter { kinds: Some(OWN.to_vec()), authors: Some(vec![self.0]), ..Filter::new() }.normalized()
+    }
+
+    /// Messages to it. Gift wraps are apart: their times are not true.
+    pub fn messages(self) -> Filter {
+        self.naming_it(MESSAGES.to_vec())
+    }
+
+    /// Gift wraps to it (NIP-59): dated up to two days back, on purpose.
+    pub fn wraps(self) -> Filter {
+        self.naming_it(vec![Kind::GIFT_WRAP])
+    }
+
+    /// All that is dated when it was written: messages, reactions to its cards, and what it says itself.
+    pub fn dated(self) -> [Filter; 2] {
+        let kinds = MESSAGES.into_iter().chain([Kind::REACTION]).collect();
+        [self.naming_it(kinds), self.own()]
+    }
+
+    /// The lease on being this agent's prompter.
+    pub fn lease(self) -> Filter {
+        let resource = format!("prompter:{}", self.0);
+        Filter { kinds: Some(vec![Kind::LEASE_STATE]), tags: vec![(b'd', vec![resource])], ..Filter::new() }
+    }
+
+    /// What comes from now on, whatever its date; of what is stored only what a limit of one gives. Control frames
+    /// are kept for minutes, so those of the last minutes come too.
+    pub fn live(self, now: Timestamp) -> Vec<Filter> {
+        let [messages, own] = self.dated().map(|filter| Filter { limit: Some(1), ..filter });
+        let wraps = Filter { limit: Some(1), ..self.wraps() };
+        let since = now.saturating_sub(skep_proto::limits::CONTROL_FRESH_SECS);
+        let frames = Filter { since: Some(since), ..self.naming_it(vec![Kind::AGENT_FRAME]) };
+        vec![messages, wraps, own, frames, self.lease()]
+    }
+}

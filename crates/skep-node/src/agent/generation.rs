@@ -1,0 +1,241 @@
+//! All tasks of an instance, from one start to their end: if one fails, all are ended in order and started anew.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use skep_agent::driver::{INPUTS_MAX, Input, Setup};
+use skep_core::leader::RelayLease;
+use skep_store::{AgentStore, StoreError};
+use tokio::sync::{Notify, mpsc, watch};
+use tokio::task::{JoinHandle, JoinSet};
+use tokio::time::{Instant, sleep, timeout};
+use tokio_util::sync::CancellationToken;
+
+use super::door::RemoteDoor;
+use super::lead::{self, Lead};
+use super::link::{self, Feed};
+use super::locks::Locks;
+use super::outbox::{self, Post};
+use super::reconnect::Connection;
+use super::{Plan, instance::StartError};
+
+/// News of the lease that wait for whoever leads; more are dropped, it asks anyway.
+const NEWS_MAX: usize = 8;
+
+/// How long the driver may take to end its turns: 5 s to cancel, 10 s until a process is killed, and time to write.
+const DRIVER_STOP: Duration = Duration::from_secs(20);
+
+/// How long what was published last may take to be delivered. It is in the store, so nothing is lost by less.
+const DRAIN: Duration = Duration::from_secs(2);
+const DRAIN_LOOK: Duration = Duration::from_millis(20);
+
+/// How often what is done with is forgotten.
+const TRIM_EVERY: Duration = Duration::from_secs(10 * 60);
+
+/// What can be seen and asked of running tasks.
+#[derive(Debug, Clone)]
+pub struct Handles {
+    pub inputs: mpsc::WeakSender<Input>,
+    pub lead: Lead,
+    pub door: watch::Receiver<Connection>,
+    /// By relay.
+    pub links: Vec<(String, watch::Receiver<Connection>)>,
+}
+
+/// Why a generation ended.
+pub enum End {
+    Failed(String),
+    /// The home relay grants no leases: to be started without.
+    NoLeases,
+    Stopped,
+}
+
+pub struct Generation {
+    pub handles: Handles,
+    store: Arc<AgentStore>,
+    /// The one that keeps the driver's inputs open, beside those of the links.
+    inputs: mpsc::Sender<Input>,
+    links: JoinSet<()>,
+    outboxes: JoinSet<()>,
+    stop_links: CancellationToken,
+    stop_outboxes: CancellationToken,
+    driver: JoinHandle<Result<(), StoreError>>,
+    has_leases: bool,
+}
+
+impl Generation {
+    /// Starts everything. `drive` is the driver.
+    pub fn start<F>(
+        plan: &Plan,
+        has_leases: bool,
+        store: &Arc<AgentStore>,
+        drive: impl FnOnce(Setup, Arc<RemoteDoor>, mpsc::Receiver<Input>) -> F,
+    ) -> Result<Self, StartError>
+    where
+        F: Future<Output = Result<(), StoreError>> + Send + 'static,
+    {
+        let locks = Locks::open(&plan.locks, &plan.credentials.keys.pubkey())?;
+        let instance = locks.new_instance()?;
+        let home = plan.relays.first().cloned().unwrap_or_default();
+        let door = RemoteDoor::open(home, plan.credentials.clone());
+        let (inputs, outputs) = mpsc::channel(INPUTS_MAX);
+        let (lease_news, news) = mpsc::channel(NEWS_MAX);
+        let lead = Lead::start(lead::Settings {
+            locks,
+            instance: instance.clone(),
+            mode: plan.mode,
+            lease: has_leases.then(|| (plan.credentials.clone(), door.clone())),
+            news,
+            inputs: inputs.downgrade(),
+        })
+        .map_err(StartError::Notice)?;
+        let (stop_links, stop_outboxes, posted) = Default::default();
+        let (mut links, mut outboxes) = (JoinSet::new(), JoinSet::new());
+        let connections = start_links(plan, store, &inputs, &lease_news, &stop_links, &mut links);
+        start_outboxes(plan, store, &inputs, &door, &posted, &stop_outboxes, &mut outboxes);
+        let handles = Handles { inputs: inputs.downgrade(), lead, door: door.connection(), links: connections };
+        let setup = setup(plan, has_leases, store, instance, posted);
+        let driver = tokio::spawn(drive(setup, Arc::new(door), outputs));
+        let store = Arc::clone(store);
+        Ok(Self { handles, store, inputs, links, outboxes, stop_links, stop_outboxes, driver, has_leases })
+    }
+
+    /// Runs until something fails or it is told to stop, then ends everything in order.
+    pub async fn run(mut self, stop: &CancellationToken) -> End {
+        let mut standing = self.handles.lead.standing();
+        let has_leases = self.has_leases;
+        let mut driver_ended = false;
+        let end = tokio::select! {
+            biased;
+            () = stop.cancelled() => End::Stopped,
+            ended = &mut self.driver => {
+                driver_ended = true;
+                End::Failed(match ended {
+                    Ok(Ok(())) => "the driver ended by itself".into(),
+                    Ok(Err(error)) => error.to_string(),
+                    Err(panic) => format!("the driver failed: {panic}"),
+                })
+            }
+            Err(panic) = panicked(&mut self.links) => End::Failed(format!("a link failed: {panic}")),
+            Err(panic) = panicked(&mut self.outboxes) => End::Failed(format!("an outbox failed: {panic}")),
+            found = standing.wait_for(|now| has_leases && now.lease == RelayLease::None) => match found {
+                Ok(_) => End::NoLeases,
+                Err(_) => End::Failed("the leadership failed".into()),
+            },
+        };
+        self.shutdown(driver_ended).await;
+        end
+    }
+
+    /// No more messages; then turns end; then what they published is sent; then another may lead.
+    async fn shutdown(mut self, driver_ended: bool) {
+        self.stop_links.cancel();
+        while self.links.join_next().await.is_some() {}
+        drop(self.inputs);
+        if !driver_ended && timeout(DRIVER_STOP, &mut self.driver).await.is_err() {
+            tracing::warn!("the driver does not end; it is cut off");
+            self.driver.abort();
+        }
+        let deadline = Instant::now() + DRAIN;
+        while *self.handles.door.borrow() == Connection::Live && has_mail(&self.store) && Instant::now() < deadline {
+            sleep(DRAIN_LOOK).await;
+        }
+        self.stop_outboxes.cancel();
+        while self.outboxes.join_next().await.is_some() {}
+        self.handles.lead.release().await;
+    }
+}
+
+/// Waits for a task that did not end well.
+async fn panicked(tasks: &mut JoinSet<()>) -> Result<(), tokio::task::JoinError> {
+    while let Some(ended) = tasks.join_next().await {
+        ended?;
+    }
+    std::future::pending().await
+}
+
+fn has_mail(store: &AgentStore) -> bool {
+    store.outbox_len().is_ok_and(|(waiting, _)| waiting > 0)
+}
+
+fn start_links(
+    plan: &Plan,
+    store: &Arc<AgentStore>,
+    inputs: &mpsc::Sender<Input>,
+    leases: &mpsc::Sender<skep_proto::RawEvent>,
+    stop: &CancellationToken,
+    tasks: &mut JoinSet<()>,
+) -> Vec<(String, watch::Receiver<Connection>)> {
+    let start = |(n, relay): (usize, &String)| {
+        let (says, connection) = watch::channel(Connection::Connecting);
+        let feed = Feed {
+            url: relay.clone(),
+            agent: plan.credentials.keys.pubkey(),
+            credentials: plan.credentials.clone(),
+            store: Arc::clone(store),
+            inputs: inputs.clone(),
+            // Only the home relay's word on the lease counts.
+            leases: (n == 0).then(|| leases.clone()),
+        };
+        tasks.spawn(link::run(feed, says, stop.clone()));
+        (relay.clone(), connection)
+    };
+    plan.relays.iter().enumerate().map(start).collect()
+}
+
+fn start_outboxes(
+    plan: &Plan,
+    store: &Arc<AgentStore>,
+    inputs: &mpsc::Sender<Input>,
+    home: &RemoteDoor,
+    posted: &Arc<Notify>,
+    stop: &CancellationToken,
+    tasks: &mut JoinSet<()>,
+) {
+    let (says, news) = watch::channel(0);
+    for (n, relay) in plan.relays.iter().enumerate() {
+        let door = if n == 0 { home.clone() } else { RemoteDoor::open(relay.clone(), plan.credentials.clone()) };
+        let (relay, store, inputs) = (relay.clone(), Arc::clone(store), inputs.downgrade());
+        tasks.spawn(outbox::run(Post { relay, door, store, news: news.clone(), inputs }, stop.clone()));
+    }
+    tasks.spawn(carry(Arc::clone(posted), says, Arc::clone(store), stop.clone()));
+}
+
+/// Wakes all outboxes when the driver has posted something, and forgets what is done with.
+async fn carry(posted: Arc<Notify>, says: watch::Sender<u64>, store: Arc<AgentStore>, stop: CancellationToken) {
+    let mut trimmed = Instant::now();
+    loop {
+        tokio::select! {
+            biased;
+            () = stop.cancelled() => return,
+            () = posted.notified() => says.send_modify(|n| *n += 1),
+            () = tokio::time::sleep_until(trimmed + TRIM_EVERY) => {
+                trimmed = Instant::now();
+                let store = Arc::clone(&store);
+                match tokio::task::spawn_blocking(move || outbox::trim(&store)).await {
+                    Ok(Ok(_)) => {}
+                    Ok(Err(error)) => tracing::warn!(%error, "the outbox is not trimmed"),
+                    Err(panic) => tracing::warn!(%panic, "the outbox is not trimmed"),
+                }
+            }
+        }
+    }
+}
+
+fn setup(plan: &Plan, has_leases: bool, store: &Arc<AgentStore>, instance: String, outbox: Arc<Notify>) -> Setup {
+    Setup {
+        name: plan.name.clone(),
+        keys: *plan.credentials.keys.keypair(),
+        attestation: plan.credentials.attestation.clone(),
+        instance,
+        audience: plan.audience.clone(),
+        queue: plan.queue,
+        times: plan.times,
+        system: plan.system.clone(),
+        spec: plan.spec.clone(),
+        relays: plan.relays.clone(),
+        has_leases,
+        store: Arc::clone(store),
+        outbox,
+    }
+}

@@ -1,0 +1,217 @@
+//! An instance that is kept running, and what a person sees of it and may ask of it.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use skep_agent::driver::{self, Command, Input, Setup};
+use skep_store::{AgentStore, StoreError};
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::task::JoinHandle;
+use tokio::time::Instant;
+use tokio_util::sync::{CancellationToken, DropGuard};
+
+use super::Plan;
+use super::door::RemoteDoor;
+use super::generation::{End, Generation, Handles};
+use super::lead::Standing;
+use super::reconnect::{Backoff, Connection};
+use crate::home::HomeError;
+
+const RECORDS: &str = "agent.db";
+
+/// Why an instance did not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    #[error(transparent)]
+    Files(#[from] HomeError),
+    #[error("cannot use the agent's records: {0}")]
+    Records(#[from] StoreError),
+    #[error("cannot watch the leader locks: {0}")]
+    Notice(std::io::Error),
+}
+
+/// The instance is between two starts, or has stopped.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("the agent is not running at the moment")]
+pub struct NotRunning;
+
+/// Whether an instance runs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum State {
+    Running,
+    /// It failed, and is started again after this time.
+    Restarts {
+        why: String,
+        wait: Duration,
+    },
+    Stopped,
+}
+
+/// What `status` shows.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Status {
+    pub name: String,
+    pub state: State,
+    /// `None` while it does not run.
+    pub standing: Option<Standing>,
+    /// The connection on which it submits.
+    pub door: Option<Connection>,
+    /// What it hears, by relay.
+    pub links: Vec<(String, Connection)>,
+    /// Deliveries that wait, and those that were refused for good.
+    pub outbox: (u64, u64),
+}
+
+/// A running instance. Dropped, it stops too, but nobody waits for that.
+pub struct Instance {
+    name: String,
+    store: Arc<AgentStore>,
+    stop: DropGuard,
+    state: watch::Receiver<State>,
+    handles: watch::Receiver<Option<Handles>>,
+    task: JoinHandle<()>,
+}
+
+impl Instance {
+    /// Opens the records, takes part in the leadership and starts to listen.
+    pub fn start(plan: Plan) -> Result<Self, StartError> {
+        Self::start_with(plan, driver::run)
+    }
+
+    /// With another driver than ours.
+    pub fn start_with<D, F>(plan: Plan, drive: D) -> Result<Self, StartError>
+    where
+        D: Fn(Setup, Arc<RemoteDoor>, mpsc::Receiver<Input>) -> F + Send + 'static,
+        F: Future<Output = Result<(), StoreError>> + Send + 'static,
+    {
+        make_directory(&plan.directory)?;
+        crate::home::check_directory(&plan.directory)?;
+        // Where its backend works is its owner's affair, and so is who else may write there.
+        make_directory(&plan.spec.cwd)?;
+        let store = Arc::new(AgentStore::open(&plan.directory.join(RECORDS))?);
+        let (says, state) = watch::channel(State::Running);
+        let first = Generation::start(&plan, plan.has_leases, &store, &drive)?;
+        let (shows, handles) = watch::channel(Some(first.handles.clone()));
+        let (name, stop) = (plan.name.clone(), CancellationToken::new());
+        let keeper = Keeper { plan, store: Arc::clone(&store), drive, says, shows, stop: stop.clone() };
+        let task = tokio::spawn(keeper.run(first));
+        Ok(Self { name, store, stop: stop.drop_guard(), state, handles, task })
+    }
+
+    /// Whether it runs, as it changes.
+    pub fn state(&self) -> watch::Receiver<State> {
+        self.state.clone()
+    }
+
+    pub fn store(&self) -> &Arc<AgentStore> {
+        &self.store
+    }
+
+    pub fn status(&self) -> Result<Status, StoreError> {
+        let handles = self.handles.borrow().clone();
+        let link = |(relay, now): &(String, watch::Receiver<Connection>)| (relay.clone(), now.borrow().clone());
+        Ok(Status {
+            name: self.name.clone(),
+            state: self.state.borrow().clone(),
+            standing: handles.as_ref().map(|handles| handles.lead.standing().borrow().clone()),
+            door: handles.as_ref().map(|handles| handles.door.borrow().clone()),
+            links: handles.iter().flat_map(|handles| handles.links.iter().map(link)).collect(),
+            outbox: self.store.outbox_len()?,
+        })
+    }
+
+    /// Who leads, as it changes.
+    pub fn standing(&self) -> Result<watch::Receiver<Standing>, NotRunning> {
+        Ok(self.running()?.lead.standing())
+    }
+
+    /// This instance is to lead, whoever does.
+    pub async fn claim(&self) -> Result<(), NotRunning> {
+        self.running()?.lead.claim().await;
+        Ok(())
+    }
+
+    /// Another instance is to lead.
+    pub async fn stand_down(&self) -> Result<(), NotRunning> {
+        self.running()?.lead.stand_down().await;
+        Ok(())
+    }
+
+    /// Gives a command to the driver. The inner answer is one line for a person.
+    pub async fn command(&self, command: Command) -> Result<Result<String, String>, NotRunning> {
+        let inputs = self.running()?.inputs.upgrade().ok_or(NotRunning)?;
+        let (reply, answer) = oneshot::channel();
+        inputs.send(Input::Command(command, reply)).await.map_err(|_| NotRunning)?;
+        drop(inputs);
+        answer.await.map_err(|_| NotRunning)
+    }
+
+    /// Ends turns, sends what they published, lets another lead. What is not sent by then is sent the next time.
+    pub async fn stop(self) {
+        drop(self.stop);
+        // A keeper that failed has nothing left to stop.
+        let _ = self.task.await;
+    }
+
+    fn running(&self) -> Result<Handles, NotRunning> {
+        self.handles.borrow().clone().ok_or(NotRunning)
+    }
+}
+
+fn make_directory(path: &std::path::Path) -> Result<(), HomeError> {
+    use std::os::unix::fs::DirBuilderExt;
+    let failed = |source| HomeError::Io { verb: "create", path: path.to_owned(), source };
+    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(failed)
+}
+
+/// The task that starts an instance again.
+struct Keeper<D> {
+    plan: Plan,
+    store: Arc<AgentStore>,
+    drive: D,
+    says: watch::Sender<State>,
+    shows: watch::Sender<Option<Handles>>,
+    stop: CancellationToken,
+}
+
+impl<D, F> Keeper<D>
+where
+    D: Fn(Setup, Arc<RemoteDoor>, mpsc::Receiver<Input>) -> F + Send + 'static,
+    F: Future<Output = Result<(), StoreError>> + Send + 'static,
+{
+    async fn run(mut self, first: Generation) {
+        let mut backoff = Backoff::default();
+        let mut next = Ok(first);
+        loop {
+            let since = Instant::now();
+            let end = match next {
+                Ok(generation) => {
+                    self.shows.send_replace(Some(generation.handles.clone()));
+                    self.says.send_replace(State::Running);
+                    generation.run(&self.stop).await
+                }
+                Err(error) => End::Failed(StartError::to_string(&error)),
+            };
+            self.shows.send_replace(None);
+            match end {
+                End::Stopped => break,
+                End::NoLeases => {
+                    tracing::warn!(agent = self.plan.name, "its home relay grants no leases; the lock file decides");
+                    self.plan.has_leases = false;
+                }
+                End::Failed(why) => {
+                    let wait = backoff.next(Some(since.elapsed()));
+                    tracing::warn!(agent = self.plan.name, why, ?wait, "the agent is started again");
+                    self.says.send_replace(State::Restarts { why, wait });
+                    tokio::select! {
+                        biased;
+                        () = self.stop.cancelled() => break,
+                        () = tokio::time::sleep(wait) => {}
+                    }
+                }
+            }
+            next = Generation::start(&self.plan, self.plan.has_leases, &self.store, &self.drive);
+        }
+        self.says.send_replace(State::Stopped);
+    }
+}

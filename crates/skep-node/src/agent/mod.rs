@@ -1,0 +1,52 @@
+//! One instance of an agent on this machine: the shells around `skep_agent::driver`.
+//!
+//! Job: bring what concerns the agent to its driver (`link`), send what it publishes (`outbox`), submit on its home
+//! relay (`door`), and say whether it leads (`lead`). [`Instance`] starts them, watches them and stops them in order.
+//! Neighbours: `skep-agent` has the driver; [`crate::client`] speaks to relays; `skep-store` keeps the records.
+//! Lifetime: from [`Instance::start`] to [`Instance::stop`]; what fails in between is started again.
+//! Must not: decide what is prompted or answered, or hand on what did not verify.
+
+mod concerns;
+pub mod door;
+mod gap;
+mod generation;
+mod instance;
+pub mod lead;
+pub mod link;
+pub mod locks;
+mod notice;
+pub mod outbox;
+mod prompter;
+pub mod reconnect;
+pub mod settings;
+
+pub use instance::{Instance, NotRunning, StartError, State, Status};
+
+use std::path::PathBuf;
+
+use skep_agent::Spec;
+use skep_core::audience::Audience;
+use skep_core::leader::Mode;
+use skep_core::{queue, turn};
+
+use crate::client::Credentials;
+
+/// One agent, resolved: see [`settings::AgentSettings::plan`].
+#[derive(Debug, Clone)]
+pub struct Plan {
+    pub name: String,
+    pub credentials: Credentials,
+    pub audience: Audience,
+    pub queue: queue::Settings,
+    pub times: turn::Times,
+    pub system: String,
+    pub spec: Spec,
+    /// The first is its home.
+    pub relays: Vec<String>,
+    pub has_leases: bool,
+    /// `<home>/agents/<name>`: its records.
+    pub directory: PathBuf,
+    /// Where the lock files are.
+    pub locks: PathBuf,
+    pub mode: Mode,
+}

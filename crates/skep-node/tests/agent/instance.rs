@@ -1,0 +1,163 @@
+//! Whole instances, with a driver that answers each message while it leads.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
+use skep_agent::driver::{Command, Input, Setup};
+use skep_core::leader::Role;
+use skep_node::agent::door::RemoteDoor;
+use skep_node::agent::reconnect::Connection;
+use skep_node::agent::settings::{AgentSettings, BackendKind, LeaderSettings};
+use skep_node::agent::{Instance, NotRunning, Plan, State};
+use skep_node::clock::unix_now;
+use skep_proto::{Draft, Filter, Kind, RawEvent};
+use skep_store::StoreError;
+use skep_store::agent::MessageState;
+use tokio::sync::mpsc;
+use tokio::time::timeout;
+
+use crate::hive::{Hive, PATIENCE};
+
+fn plan(hive: &Hive, home: &str) -> Plan {
+    let settings = AgentSettings {
+        name: "scout".into(),
+        auth: hive.consent().into(),
+        backend: BackendKind::Command,
+        command: "/bin/cat".into(),
+        relays: vec![hive.url()],
+        ..AgentSettings::default()
+    };
+    let locks = hive.dir().join("locks").display().to_string();
+    let leader = LeaderSettings { dir: locks, ..LeaderSettings::default() };
+    settings.plan(&leader, hive.agent.clone(), &hive.dir().join(home), []).unwrap()
+}
+
+/// Answers each message once while it leads.
+async fn answer(setup: Setup, _: Arc<RemoteDoor>, mut inputs: mpsc::Receiver<Input>) -> Result<(), StoreError> {
+    let keys = skep_node::keys::StoredKey::parse(&setup.keys.display_secret().to_string(), "a test").unwrap();
+    let keys = keys.unlock(|| unreachable!()).unwrap();
+    let state = MessageState { name: "stored".into(), at: 0, is_over: false, detail: "{}".into() };
+    let (mut leads, mut waiting) = (false, Vec::new());
+    while let Some(input) = inputs.recv().await {
+        match input {
+            Input::Role(role) => leads = matches!(role, Role::Prompter(_)),
+            Input::Event { event, relay } => {
+                let is_question = event.pubkey != keys.pubkey() && event.kind == Kind::NOTE;
+                if is_question && setup.store.receive(&event, "c", &relay, unix_now(), &state)? {
+                    waiting.push(event);
+                }
+            }
+            Input::Command(Command::Resume, reply) => drop(reply.send(Ok(setup.instance.clone()))),
+            Input::Delivered { .. } | Input::Command(..) => {}
+        }
+        for message in waiting.drain(..).filter(|_| leads) {
+            let reply = Draft::new(Kind::NOTE, unix_now(), format!("to {}", message.content));
+            let reply = keys.sign(reply.tag(["e", &message.id.to_hex()])).raw().clone();
+            setup.store.enqueue(&[reply], &setup.relays, unix_now(), None)?;
+            setup.outbox.notify_one();
+        }
+    }
+    Ok(())
+}
+
+async fn leads(instance: &Instance) {
+    let mut standing = instance.standing().unwrap();
+    let found = timeout(PATIENCE, standing.wait_for(|now| matches!(now.role, Role::Prompter(_)))).await;
+    found.expect("in time").unwrap();
+}
+
+/// Mentions the agent and waits for its answers.
+async fn ask(hive: &Hive, text: &str) -> String {
+    let mention = hive.mention(unix_now(), text);
+    let mut client = hive.client(&hive.owner).await;
+    let filter = Filter { authors: Some(vec![hive.agent.pubkey()]), ..Filter::new() };
+    let filter = Filter { tags: vec![(b'e', vec![mention.id.to_hex()])], ..filter };
+    let mut sub = client.subscribe(vec![filter]).await.unwrap();
+    assert!(hive.client(&hive.owner).await.publish(&mention).await.unwrap().accepted);
+    let answered = async {
+        loop {
+            if let skep_node::client::Update::Event(event) = client.next_update(&mut sub).await.unwrap() {
+                return event.content.clone();
+            }
+        }
+    };
+    timeout(PATIENCE, answered).await.expect("in time")
+}
+
+async fn answers(hive: &Hive) -> Vec<RawEvent> {
+    let filter = Filter { authors: Some(vec![hive.agent.pubkey()]), kinds: Some(vec![Kind::NOTE]), ..Filter::new() };
+    let found = hive.client(&hive.owner).await.query(vec![filter]).await.unwrap();
+    found.iter().map(|event| event.raw().clone()).collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_mention_is_answered_also_after_the_relay_was_away() {
+    let mut hive = Hive::start().await;
+    let instance = Instance::start_with(plan(&hive, "home"), answer).unwrap();
+    leads(&instance).await;
+    assert_eq!(ask(&hive, "one").await, "to one");
+    hive.down().await;
+    let mut lost = instance.standing().unwrap();
+    hive.up().await;
+    let is_up = |now: &Connection| *now == Connection::Live;
+    while !instance.status().unwrap().links.iter().all(|(_, now)| is_up(now)) {
+        // The lease is renewed meanwhile, which is as good a reason to look again as any.
+        let _ = timeout(Duration::from_millis(20), lost.changed()).await;
+    }
+    leads(&instance).await;
+    assert_eq!(ask(&hive, "two").await, "to two");
+    let status = instance.status().unwrap();
+    assert_eq!((status.name.as_str(), status.state), ("scout", State::Running));
+    let store = Arc::clone(instance.store());
+    instance.stop().await;
+    assert_eq!(store.outbox_len().unwrap(), (0, 0), "all was delivered");
+    let lock = hive.dir().join("locks").join(format!("{}.lock", hive.agent.pubkey()));
+    assert_eq!(std::fs::read(lock).unwrap(), b"", "released");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn of_two_instances_one_answers_and_after_its_stop_the_other() {
+    let hive = Hive::start().await;
+    let first = Instance::start_with(plan(&hive, "first"), answer).unwrap();
+    leads(&first).await;
+    let second = Instance::start_with(plan(&hive, "second"), answer).unwrap();
+    let mut standing = second.standing().unwrap();
+    let follows = standing.wait_for(|now| matches!(now.role, Role::Follows(Some(_))));
+    timeout(PATIENCE, follows).await.expect("in time").unwrap();
+    let name = |instance: String| instance.split_once('/').unwrap().0.to_owned();
+    let [one, two] = [&first, &second].map(|instance| instance.command(Command::Resume));
+    let (one, two) = (one.await.unwrap().unwrap(), two.await.unwrap().unwrap());
+    assert!(one != two && name(one) == name(two), "two instances on one machine");
+    assert_eq!(ask(&hive, "one").await, "to one");
+    first.stop().await;
+    leads(&second).await;
+    assert_eq!(ask(&hive, "two").await, "to two");
+    assert_eq!(answers(&hive).await.len(), 2, "each once");
+    second.claim().await.unwrap();
+    second.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_driver_that_fails_is_started_again_with_its_reason_shown() {
+    let hive = Hive::start().await;
+    let starts = Arc::new(AtomicU32::new(0));
+    let counted = Arc::clone(&starts);
+    let drive = move |setup, door, inputs| {
+        let is_first = counted.fetch_add(1, Ordering::Relaxed) == 0;
+        async move { if is_first { Err(StoreError::DiskFull) } else { answer(setup, door, inputs).await } }
+    };
+    let instance = Instance::start_with(plan(&hive, "home"), drive).unwrap();
+    let mut state = instance.state();
+    let failed = timeout(PATIENCE, state.wait_for(|now| matches!(now, State::Restarts { .. }))).await;
+    let State::Restarts { why, .. } = failed.expect("in time").unwrap().clone() else { panic!("it restarts") };
+    assert_eq!(why, StoreError::DiskFull.to_string());
+    assert_eq!(instance.claim().await, Err(NotRunning));
+    timeout(PATIENCE, state.wait_for(|now| *now == State::Running)).await.expect("in time").unwrap();
+    leads(&instance).await;
+    assert_eq!(ask(&hive, "again").await, "to again");
+    assert_eq!(starts.load(Ordering::Relaxed), 2);
+    instance.stop().await;
+    assert!(Path::new(&hive.dir().join("home/agents/scout/agent.db")).exists());
+}

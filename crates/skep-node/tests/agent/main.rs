@@ -1,0 +1,9 @@
+#![expect(clippy::unwrap_used, reason = "a test")]
+//! What runs an agent, against the real relay in this process.
+
+mod door;
+mod hive;
+mod instance;
+mod lead;
+mod link;
+mod outbox;
