@@ -94,7 +94,9 @@ impl Generation {
         let connections = start_links(plan, store, &inputs, &lease_news, &stop_links, &mut links);
         start_outboxes(plan, store, &inputs, &door, &posted, &stop_outboxes, &mut outboxes);
         let handles = Handles { inputs: inputs.downgrade(), lead, door: door.connection(), links: connections };
-        let setup = setup(plan, has_leases, store, instance, posted);
+        let claims = Arc::new(Notify::new());
+        links.spawn(claim(Arc::clone(&claims), handles.lead.clone(), stop_links.clone()));
+        let setup = setup(plan, has_leases, store, instance, posted, claims);
         let driver = tokio::spawn(drive(setup, Arc::new(door), outputs));
         let store = Arc::clone(store);
         Ok(Self { handles, store, inputs, links, outboxes, stop_links, stop_outboxes, driver, has_leases })
@@ -222,7 +224,21 @@ async fn carry(posted: Arc<Notify>, says: watch::Sender<u64>, store: Arc<AgentSt
     }
 }
 
-fn setup(plan: &Plan, has_leases: bool, store: &Arc<AgentStore>, instance: String, outbox: Arc<Notify>) -> Setup {
+/// Takes the lead when the owner says so in a control frame.
+async fn claim(claims: Arc<Notify>, lead: Lead, stop: CancellationToken) {
+    while stop.run_until_cancelled(claims.notified()).await.is_some() {
+        lead.claim().await;
+    }
+}
+
+fn setup(
+    plan: &Plan,
+    has_leases: bool,
+    store: &Arc<AgentStore>,
+    instance: String,
+    outbox: Arc<Notify>,
+    claims: Arc<Notify>,
+) -> Setup {
     Setup {
         name: plan.name.clone(),
         keys: *plan.credentials.keys.keypair(),
@@ -231,11 +247,13 @@ fn setup(plan: &Plan, has_leases: bool, store: &Arc<AgentStore>, instance: Strin
         audience: plan.audience.clone(),
         queue: plan.queue,
         times: plan.times,
+        policy: plan.policy.clone(),
         system: plan.system.clone(),
         spec: plan.spec.clone(),
         relays: plan.relays.clone(),
         has_leases,
         store: Arc::clone(store),
         outbox,
+        claims,
     }
 }

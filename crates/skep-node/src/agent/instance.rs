@@ -95,7 +95,7 @@ impl Instance {
         let (name, stop) = (plan.name.clone(), CancellationToken::new());
         let keeper = Keeper { plan, store: Arc::clone(&store), drive, says, shows, stop: stop.clone() };
         let task = tokio::spawn(keeper.run(first));
-        Ok(Self { name, store, stop: stop.drop_guard(), state, handles, task })
+        Ok(Self { name: name.to_string(), store, stop: stop.drop_guard(), state, handles, task })
     }
 
     /// Whether it runs, as it changes.
@@ -196,12 +196,12 @@ where
             match end {
                 End::Stopped => break,
                 End::NoLeases => {
-                    tracing::warn!(agent = self.plan.name, "its home relay grants no leases; the lock file decides");
+                    tracing::warn!(agent = %self.plan.name, "its home relay grants no leases; the lock file decides");
                     self.plan.has_leases = false;
                 }
                 End::Failed(why) => {
                     let wait = backoff.next(Some(since.elapsed()));
-                    tracing::warn!(agent = self.plan.name, why, ?wait, "the agent is started again");
+                    tracing::warn!(agent = %self.plan.name, why, ?wait, "the agent is started again");
                     self.says.send_replace(State::Restarts { why, wait });
                     tokio::select! {
                         biased;

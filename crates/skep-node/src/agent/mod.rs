@@ -27,14 +27,17 @@ use std::path::PathBuf;
 use skep_agent::Spec;
 use skep_core::audience::Audience;
 use skep_core::leader::Mode;
+use skep_core::permit::Policy;
 use skep_core::{queue, turn};
+use skep_proto::name::AgentName;
 
 use crate::client::Credentials;
 
 /// One agent, resolved: see [`settings::AgentSettings::plan`].
 #[derive(Debug, Clone)]
 pub struct Plan {
-    pub name: String,
+    pub name: AgentName,
+    pub policy: Policy,
     pub credentials: Credentials,
     pub audience: Audience,
     pub queue: queue::Settings,

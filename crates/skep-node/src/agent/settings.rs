@@ -7,8 +7,10 @@ use skep_agent::child::environment::Environment;
 use skep_agent::{Kind, Spec};
 use skep_core::audience::{Audience, RespondTo};
 use skep_core::leader;
+use skep_core::permit::{Policy, Stance};
 use skep_core::queue;
 use skep_proto::attestation::Attestation;
+use skep_proto::name::NameError;
 use skep_proto::{PubKey, Tags, limits};
 
 use super::Plan;
@@ -84,7 +86,7 @@ settings! {
     /// What a new message does to the turn that runs in its channel: `queue`, `interrupt` or `steer`.
     mode: queue::Mode = queue::Mode::Queue;
     /// What becomes of a permission that the backend asks for: `ask` its owner, `reject` or `allow`.
-    policy: Policy = Policy::Ask;
+    policy: Stance = Stance::Ask;
     /// The relays it listens to and publishes on; the first is its home, whose leases it uses. Required.
     relays: Vec<String> = Vec::new();
     /// Whether the home relay grants leases, as Skep's does. Without them the guarantees are per machine.
@@ -128,14 +130,6 @@ pub enum BackendKind {
     Acp,
     OpenAi,
     Command,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Policy {
-    Ask,
-    Reject,
-    Allow,
 }
 
 impl LeaderSettings {
@@ -252,7 +246,8 @@ impl AgentSettings {
         let some = |text: &String| (!text.is_empty()).then(|| text.clone());
         let spec = Spec { model: some(&self.model), mode: some(&self.session_mode), ..Spec::new(kind, workdir, env) };
         Ok(Plan {
-            name: self.name.clone(),
+            name: self.name.parse().map_err(|error: NameError| self.wrong("name", error.to_string()))?,
+            policy: Policy { policy: self.policy, rules: Vec::new() },
             credentials: Credentials { keys, attestation },
             audience: Audience { respond_to: self.respond_to, owner, allowlist: self.allowed()? },
             queue: queue::Settings { mode: self.mode, parallel: self.parallel, ..queue::Settings::default() },

@@ -7,3 +7,4 @@ mod instance;
 mod lead;
 mod link;
 mod outbox;
+mod story;
