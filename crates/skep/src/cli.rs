@@ -296,6 +296,22 @@ pub struct CountArgs {
 
 #[derive(Debug, Subcommand)]
 pub enum AgentCommand {
+    /// Run instances of agents of the configuration, until told to stop.
+    ///
+    /// Each mention of an agent is prompted once and answered once, however many instances run under its key.
+    #[command(after_help = "\
+Examples:
+  skep agent run                  # all [[agent]] tables of the configuration
+  skep agent run scout --config skep.toml")]
+    Run {
+        /// Their names; none: all.
+        names: Vec<String>,
+        #[command(flatten)]
+        settings: SettingsArgs,
+    },
+    /// Be an agent program to try Skep with: ACP on stdin and stdout, no network, no model.
+    #[command(after_help = "In the configuration: command = \"skep\", args = [\"agent\", \"demo\"]")]
+    Demo,
     /// Print the owner's attestation of an agent, a tag (NIP-OA).
     #[command(after_help = ATTEST_HELP)]
     Attest {

@@ -20,6 +20,8 @@ mod prompter;
 pub mod reconnect;
 pub mod settings;
 
+pub use skep_agent::demo::run as demo;
+
 pub use instance::{Instance, NotRunning, StartError, State, Status};
 
 use std::path::PathBuf;

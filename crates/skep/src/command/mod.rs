@@ -14,6 +14,7 @@ mod name;
 mod progress;
 mod publish;
 mod relay;
+mod run;
 mod sync;
 
 use std::future::Future;

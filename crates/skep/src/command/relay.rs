@@ -75,7 +75,7 @@ async fn serve(settings: &Settings, home: &Home, out: &mut Output) -> Result<(),
 }
 
 /// Events of the program itself, to stderr; `RUST_LOG` says how many.
-fn start_log() {
+pub fn start_log() {
     let filter = tracing_subscriber::EnvFilter::try_from_default_env()
         .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
     // A second start in one process keeps the first log.
