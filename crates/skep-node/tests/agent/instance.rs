@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
+use serde_json::{Value, json};
 use skep_agent::driver::{Command, Input, Setup};
 use skep_core::leader::Role;
 use skep_node::agent::door::RemoteDoor;
@@ -17,6 +18,7 @@ use skep_store::StoreError;
 use skep_store::agent::MessageState;
 use tokio::sync::mpsc;
 use tokio::time::timeout;
+use tokio_tungstenite::tungstenite::{self, Message};
 
 use crate::hive::{Hive, PATIENCE};
 
@@ -160,4 +162,48 @@ async fn a_driver_that_fails_is_started_again_with_its_reason_shown() {
     assert_eq!(starts.load(Ordering::Relaxed), 2);
     instance.stop().await;
     assert!(Path::new(&hive.dir().join("home/agents/scout/agent.db")).exists());
+}
+
+/// A relay that takes every event and knows no leases.
+fn simple_relay() -> String {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("ws://{}", listener.local_addr().unwrap());
+    std::thread::spawn(move || {
+        while let Ok((stream, _)) = listener.accept() {
+            std::thread::spawn(move || {
+                let mut socket = tungstenite::accept(stream).unwrap();
+                while let Ok(message) = socket.read() {
+                    let Message::Text(text) = message else { continue };
+                    let message: Value = serde_json::from_str(&text).unwrap();
+                    let answer = match message[0].as_str().unwrap() {
+                        "REQ" => json!(["EOSE", message[1]]),
+                        "EVENT" => json!(["OK", message[1]["id"], true, ""]),
+                        other => json!(["NOTICE", format!("unknown {other}")]),
+                    };
+                    let _ = socket.send(Message::text(answer.to_string()));
+                }
+            });
+        }
+    });
+    url
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn where_the_relay_grants_no_leases_the_files_decide_and_the_driver_knows() {
+    let hive = Hive::start().await;
+    let (says, mut said) = mpsc::channel(8);
+    let drive = move |setup: Setup, door, inputs| {
+        says.try_send(setup.has_leases).unwrap();
+        answer(setup, door, inputs)
+    };
+    let instance = Instance::start_with(Plan { relays: vec![simple_relay()], ..plan(&hive, "home") }, drive).unwrap();
+    assert_eq!(timeout(PATIENCE, said.recv()).await.expect("in time"), Some(true));
+    assert_eq!(timeout(PATIENCE, said.recv()).await.expect("in time"), Some(false));
+    let mut state = instance.state();
+    while instance.standing().is_err() {
+        timeout(PATIENCE, state.changed()).await.expect("in time").unwrap();
+    }
+    leads(&instance).await;
+    assert_eq!(instance.status().unwrap().standing.unwrap().role, Role::Prompter(None));
+    instance.stop().await;
 }

@@ -130,6 +130,28 @@ async fn a_thousand_messages_of_which_most_share_a_second_come_each_once_across_
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn more_than_fits_in_memory_at_once_comes_in_parts_oldest_first() {
+    // A relay that gives less than it is asked for.
+    let hive = Hive::with(|settings| settings.limits.results = 200).await;
+    let now = unix_now();
+    // A second with 2,200, which cannot be halved, among 2,200 of other seconds.
+    let at = |n: u64| if n.is_multiple_of(2) { now - 5_000 } else { now - 6_000 + n };
+    let many: Vec<RawEvent> = (0..4_400).map(|n| hive.mention(at(n), &format!("{n}"))).collect();
+    publish(&hive, &hive.owner, &many).await;
+    let mut linked = Linked::start(&hive);
+    let mut times = Vec::new();
+    while times.len() < many.len() {
+        let event = linked.next().await;
+        if linked.came[&event.id] == 1 {
+            times.push(event.created_at);
+        }
+    }
+    assert_eq!(linked.kept(), many.len());
+    let disorder = times.windows(2).filter(|pair| pair[0] > pair[1]).count();
+    assert!(disorder <= 1, "{disorder} came before older ones, beside the one that the subscription begins with");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn gift_wraps_reactions_and_own_words_come_and_what_others_say_does_not() {
     let hive = Hive::start().await;
     let (now, agent) = (unix_now(), hive.agent.pubkey().to_hex());
