@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 use skep_agent::child::environment::Environment;
+use skep_agent::openai::OpenAi;
 use skep_agent::{Kind, Spec};
 use skep_core::audience::{Audience, RespondTo};
 use skep_core::leader;
@@ -17,6 +18,7 @@ use super::Plan;
 use crate::client::{Credentials, parse_relay_url};
 use crate::config::ConfigError;
 use crate::keys::{self, KeyName, Keys};
+use url::Url;
 
 /// Turns of one agent at once: each is a backend process of its own.
 const PARALLEL_MAX: usize = 16;
@@ -275,6 +277,17 @@ impl AgentSettings {
         }
     }
 
+    fn model_server(&self) -> Result<OpenAi, ConfigError> {
+        let url: Url = self.base_url.parse().map_err(|error| self.wrong("base_url", format!("is no URL: {error}")))?;
+        if !matches!(url.scheme(), "http" | "https") {
+            return Err(self.wrong("base_url", "begins with http:// or https://"));
+        }
+        if self.model.is_empty() {
+            return Err(self.wrong("model", "must be named for a model server"));
+        }
+        Ok(OpenAi::new(url, self.model.clone()))
+    }
+
     fn kind(&self, path: &str) -> Result<Kind, ConfigError> {
         if !self.preset.is_empty() {
             return Err(self.wrong("preset", "is not known to this version; give its command and args"));
@@ -283,7 +296,7 @@ impl AgentSettings {
         Ok(match self.backend {
             BackendKind::Acp => Kind::Acp { command: program()?, args: self.args.clone() },
             BackendKind::Command => Kind::Command { command: program()?, args: self.args.clone() },
-            BackendKind::OpenAi => return Err(self.wrong("backend", "\"openai\" is not in this version yet")),
+            BackendKind::OpenAi => Kind::OpenAi(self.model_server()?),
         })
     }
 }
