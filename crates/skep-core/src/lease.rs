@@ -185,7 +185,8 @@ fn check_claim(
     if lease.holder != *author {
         return Err(Prefix::Conflict.because(format!("{} is held by another key", claim.resource)));
     }
-    if lease.completed {
+    // The parts before the final one belong to the same turn, also when they come after it.
+    if lease.completed && (claim.is_final || claim.epoch != lease.epoch) {
         return Err(Prefix::Conflict.because(format!("{} was completed in epoch={}", claim.resource, lease.epoch)));
     }
     if claim.epoch != lease.epoch {

@@ -47,6 +47,9 @@ const SCANS_MAX: usize = 64;
 /// Pings without an answer before the connection is cut.
 const MISSES_MAX: u32 = 2;
 
+/// Until a store that could not be read is read again for a reader who fell behind.
+const CATCH_UP_AGAIN: Duration = Duration::from_millis(100);
+
 /// Time for the last words to a client that may not read them.
 const GOODBYE: Duration = Duration::from_secs(1);
 
@@ -400,8 +403,10 @@ impl Conn {
 
     /// Lets a query and, when live delivery fell behind, the store's tail run on for a slice.
     async fn step(&mut self) {
-        if let Some(seq) = self.outbox.behind() {
-            self.catch_up(seq);
+        if let Some(seq) = self.outbox.behind()
+            && !self.catch_up(seq)
+        {
+            tokio::time::sleep(CATCH_UP_AGAIN).await;
         }
         let shared = Arc::clone(&self.shared);
         match self.scans.step(&shared, &self.from, &mut self.out).await {
@@ -415,10 +420,16 @@ impl Conn {
         }
     }
 
-    /// Sends what live delivery left out, from the first missed event on, then lets it take over again.
-    fn catch_up(&mut self, first: Seq) {
+    /// Sends what live delivery left out, from the first missed event on, then lets it take over again. `false`: the
+    /// store cannot be read now.
+    fn catch_up(&mut self, first: Seq) -> bool {
         let mut seen = Seq(first.0 - 1);
-        let changes = fanout::read(&self.shared, seen);
+        // What fan-out has passed by now is in the store; when nothing is left of it, it was replaced or deleted.
+        let passed = self.shared.live().cursor;
+        let Some(changes) = fanout::read(&self.shared, seen) else { return false };
+        if changes.is_empty() {
+            seen = seen.max(passed);
+        }
         let now = unix_now();
         let world = self.shared.world();
         let mut bytes = 0;
@@ -444,8 +455,9 @@ impl Conn {
         }
         drop(world);
         let live = self.shared.live();
-        let is_level = seen >= live.cursor || changes.is_empty();
+        let is_level = seen >= live.cursor;
         self.outbox.caught_up(seen, is_level);
+        true
     }
 
     fn next_tick(&self) -> Instant {

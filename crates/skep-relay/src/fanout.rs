@@ -20,7 +20,8 @@ pub(crate) async fn run(shared: Arc<Shared>) {
     let mut cursor = shared.live().cursor;
     loop {
         loop {
-            let changes = read(&shared, cursor);
+            // A failure is logged; the next move of the tail tries again.
+            let changes = read(&shared, cursor).unwrap_or_default();
             let Some(last) = changes.last().map(|change| change.seq) else { break };
             deliver_all(&shared, &changes);
             cursor = last;
@@ -35,15 +36,16 @@ pub(crate) async fn run(shared: Arc<Shared>) {
 }
 
 /// From the ring, or from the store when fan-out fell so far behind that the ring moved on.
-pub(crate) fn read(shared: &Shared, after: Seq) -> Vec<Change> {
+/// `None` when the store could not be read.
+pub(crate) fn read(shared: &Shared, after: Seq) -> Option<Vec<Change>> {
     if let Some(changes) = shared.tail.read_after(after, READ_MAX) {
-        return changes;
+        return Some(changes);
     }
     match shared.store.read_after(after, READ_MAX) {
-        Ok(rows) => rows.into_iter().map(|(seq, record)| Change { seq, record }).collect(),
+        Ok(rows) => Some(rows.into_iter().map(|(seq, record)| Change { seq, record }).collect()),
         Err(error) => {
             tracing::error!(%error, "live delivery cannot read the store");
-            Vec::new()
+            None
         }
     }
 }

@@ -33,7 +33,10 @@ impl SlowLane {
                 // On Linux a thread's own. Where it may not be changed, half of the cores is what others have.
                 let _ = rustix::process::nice(NICE);
                 while let Ok(work) = inbox.recv_blocking() {
-                    work();
+                    // A panic is a bug of ours: it costs whoever waits for this work, not the lane.
+                    if std::panic::catch_unwind(std::panic::AssertUnwindSafe(work)).is_err() {
+                        tracing::error!("a piece of slow work failed");
+                    }
                 }
             })
         };

@@ -85,23 +85,15 @@ struct Pending {
 
 fn run(shared: &Arc<Shared>, job: Job) {
     let Job { from, origin, ip, turn, events, done } = job;
-    let mut verdicts = Vec::with_capacity(events.len());
-    let mut pending = Vec::new();
-    let mut ops = Vec::with_capacity(events.len());
-    for event in events {
-        let id = event.id;
-        match judge(shared, origin, ip, &from, event) {
-            Ok(Judged::Write { op, learn }) => {
-                let count = 1 + usize::from(learn.is_some());
-                ops.push(op);
-                ops.extend(learn.map(|(agent, row)| own_op(agent, row)));
-                pending.push(Pending { id, learn, ops: count });
-            }
-            Ok(Judged::Known(accepted)) => verdicts.push((id, Ok(accepted))),
-            Ok(Judged::Membership { is_join, key }) => verdicts.push((id, membership(shared, is_join, key))),
-            Err(refusal) => verdicts.push((id, Err(refusal))),
-        }
-    }
+    let ids: Vec<EventId> = events.iter().map(|event| event.id).collect();
+    // A panic is a bug of ours. It must cost its batch, not the thread and whoever waits for the batch's turn.
+    let judging = std::panic::AssertUnwindSafe(|| judge_all(shared, &from, origin, ip, events));
+    let Ok(Batch { mut verdicts, pending, ops }) = std::panic::catch_unwind(judging) else {
+        tracing::error!("judging a batch of events failed; they are refused");
+        let refusal = Prefix::Error.because("the relay failed at this; it is not stored");
+        done(ids.into_iter().map(|id| (id, Err(refusal.clone()))).collect());
+        return submit(shared, turn, None);
+    };
     if ops.is_empty() {
         shared.metrics.count_verdicts(&verdicts);
         done(verdicts);
@@ -120,6 +112,40 @@ fn run(shared: &Arc<Shared>, job: Job) {
         done(verdicts);
     };
     submit(shared, turn, Some(Submission { ops, done: Box::new(finish) }));
+}
+
+/// A batch that was judged: what is decided already, and what the writer is to do.
+struct Batch {
+    verdicts: Vec<Verdict>,
+    pending: Vec<Pending>,
+    ops: Vec<Op>,
+}
+
+fn judge_all(
+    shared: &Arc<Shared>,
+    from: &Arc<Deliverer>,
+    origin: Origin,
+    ip: Option<IpAddr>,
+    events: Vec<RawEvent>,
+) -> Batch {
+    let mut verdicts = Vec::with_capacity(events.len());
+    let mut pending = Vec::new();
+    let mut ops = Vec::with_capacity(events.len());
+    for event in events {
+        let id = event.id;
+        match judge(shared, origin, ip, from, event) {
+            Ok(Judged::Write { op, learn }) => {
+                let count = 1 + usize::from(learn.is_some());
+                ops.push(op);
+                ops.extend(learn.map(|(agent, row)| own_op(agent, row)));
+                pending.push(Pending { id, learn, ops: count });
+            }
+            Ok(Judged::Known(accepted)) => verdicts.push((id, Ok(accepted))),
+            Ok(Judged::Membership { is_join, key }) => verdicts.push((id, membership(shared, is_join, key))),
+            Err(refusal) => verdicts.push((id, Err(refusal))),
+        }
+    }
+    Batch { verdicts, pending, ops }
 }
 
 fn submit(shared: &Shared, turn: Option<Turn>, submission: Option<Submission>) {

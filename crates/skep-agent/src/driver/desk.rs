@@ -26,7 +26,7 @@ use super::{Command, Input, Setup};
 /// What tasks of this loop tell it.
 pub(super) enum Inner {
     /// The relay's answer about a turn's lease.
-    Leased { message: queue::Message, attempt: u32, answer: Result<Epoch, Refusal> },
+    Leased { message: queue::Message, attempt: u32, after: Option<Epoch>, answer: Result<Epoch, Refusal> },
     /// A turn's lease could not be kept.
     Fenced(TurnId),
     /// A word of a channel's backend; `None`: it is gone.
@@ -35,6 +35,9 @@ pub(super) enum Inner {
 
 /// Words of all backends that wait for the loop. A full channel makes the backends wait.
 const INNER_MAX: usize = 256;
+
+/// How long turns may take to end when the harness stops.
+const STOP: Duration = Duration::from_secs(5);
 
 /// How often what can wait is done: frames, liveness, leases.
 const BEAT: Duration = Duration::from_secs(1);
@@ -51,6 +54,8 @@ pub(super) struct Desk<D> {
     pub role: Role,
     /// The channels that have, or had, a backend.
     pub live: BTreeMap<String, Live>,
+    /// What the owner was told of, so that it is told once.
+    pub told: BTreeSet<(PubKey, String)>,
     /// Messages whose sender could not be judged yet.
     pub unjudged: BTreeSet<EventId>,
     pub inner: mpsc::Sender<Inner>,
@@ -99,6 +104,7 @@ impl<D: Door + 'static> Desk<D> {
             frames: Frames::new(None, unix_ms()),
             role: Role::Follows(None),
             live: BTreeMap::new(),
+            told: BTreeSet::new(),
             unjudged: BTreeSet::new(),
             inner,
             inner_rx: Some(inner_rx),
@@ -125,15 +131,18 @@ impl<D: Door + 'static> Desk<D> {
         beat.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Skip);
         self.judge_again()?;
         loop {
+            // Deadlines first: a backend that never stops talking must not outrun them.
             let wait = self.next_wake();
+            if wait.is_zero() {
+                self.wake()?;
+            }
             tokio::select! {
-                biased;
                 word = inner.recv() => if let Some(word) = word { self.hear(word)? },
                 input = inputs.recv() => match input {
                     Some(input) => self.take(input)?,
-                    None => return self.stop().await,
+                    None => return self.stop(inner).await,
                 },
-                () = tokio::time::sleep(wait) => self.wake()?,
+                () = tokio::time::sleep(wait) => {}
                 _ = beat.tick() => self.beat()?,
             }
         }
@@ -156,7 +165,12 @@ impl<D: Door + 'static> Desk<D> {
                 self.tell_queue(queue::Input::Leading(self.is_prompter()))?;
                 if self.is_prompter() { self.judge_again() } else { Ok(()) }
             }
-            Input::Delivered { id, delivery: Delivery::Refused(said), .. } => self.reply_refused(&id, &said),
+            Input::Delivered { id, relay, delivery: Delivery::Refused(said) } => self.refused(&id, &relay, &said),
+            Input::Flushed(done) => {
+                // Whoever waited may have gone.
+                let _ = done.send(());
+                Ok(())
+            }
             Input::Delivered { .. } => Ok(()),
             Input::Command(command, answer) => {
                 let said = self.obey(command)?;
@@ -169,7 +183,7 @@ impl<D: Door + 'static> Desk<D> {
 
     fn hear(&mut self, word: Inner) -> Result<(), StoreError> {
         match word {
-            Inner::Leased { message, attempt, answer } => self.leased(message, attempt, answer),
+            Inner::Leased { message, attempt, after, answer } => self.leased(message, attempt, after, answer),
             Inner::Fenced(turn) => self.cancel_turn(&turn, skep_core::turn::Cancel::Fenced),
             Inner::Said { channel, generation, said } => self.said(&channel, generation, said),
         }
@@ -299,8 +313,21 @@ impl<D: Door + 'static> Desk<D> {
         waiting.iter().try_for_each(|id| self.judge(id))
     }
 
-    /// Ends every backend in an orderly way; what they were doing stays unanswered.
-    async fn stop(mut self) -> Result<(), StoreError> {
+    /// Ends every turn, with its bill, then every backend; what they were doing stays unanswered.
+    async fn stop(mut self, mut inner: mpsc::Receiver<Inner>) -> Result<(), StoreError> {
+        self.tell_queue(queue::Input::Paused("the harness stops".into()))?;
+        for turn in self.running_turns(None) {
+            self.cancel_turn(&turn, skep_core::turn::Cancel::Shutdown)?;
+        }
+        let deadline = Instant::now() + STOP;
+        while !self.running_turns(None).is_empty() {
+            let left = deadline.saturating_duration_since(Instant::now());
+            match tokio::time::timeout(left, inner.recv()).await {
+                Ok(Some(word)) => self.hear(word)?,
+                _ => break,
+            }
+        }
+        self.end_turns()?;
         self.tell_queue(queue::Input::Leading(false))?;
         let tasks: Vec<_> = std::mem::take(&mut self.live).into_values().map(Live::into_task).collect();
         for task in tasks {

@@ -15,6 +15,10 @@ impl<D: Door + 'static> Desk<D> {
     pub(super) fn receive(&mut self, event: Box<RawEvent>, relay: &str) -> Result<(), StoreError> {
         match event.kind {
             _ if event.pubkey == self.me => self.own_event(&event),
+            // Sealed messages need sealed replies; until both are here, none is read and none is answered in clear.
+            Kind::DIRECT_MESSAGE | Kind::PRIVATE_MESSAGE | Kind::GIFT_WRAP => Ok(()),
+            // Nobody sends from so far ahead; a relay that takes it is no reason to.
+            _ if event.created_at > unix_now() + AHEAD_SECS_MAX => Ok(()),
             Kind::AGENT_FRAME => self.control(&event),
             Kind::REACTION => self.reaction(&event),
             _ if self.setup.store.has_message(&event.id)? => Ok(()),
@@ -48,10 +52,11 @@ impl<D: Door + 'static> Desk<D> {
 
     pub(super) fn judge(&mut self, id: &EventId) -> Result<(), StoreError> {
         let Some(message) = self.setup.store.message(id)? else { return Ok(()) };
-        let asker = self.asker(&message.event);
-        let place = if is_direct(&message.event) { Place::Direct } else { Place::Channel };
+        let event = message.event;
+        let asker = self.asker(&event);
+        let place = if is_direct(&event) { Place::Direct } else { Place::Channel };
         let verdict = match self.setup.audience.judge(&asker, place) {
-            Verdict::Admit => self.loops.judge(self.me, &asker, thread::hop(&message.event), unix_now()),
+            Verdict::Admit => self.loops.judge(self.me, &asker, thread::hop(&event), unix_now()),
             other => other,
         };
         let id = *id;
@@ -65,8 +70,10 @@ impl<D: Door + 'static> Desk<D> {
                 self.tell_queue(queue::Input::Refused { id, reason: reason.to_string() })?;
             }
             Verdict::AskOwner(why) => {
-                self.notice(&id, &format!("{why}; only the owner can let them go on"))?;
                 self.tell_queue(queue::Input::Refused { id, reason: why.to_string() })?;
+                if self.is_prompter() && self.told.insert((event.pubkey, why.to_string())) {
+                    self.tell_owner(&event, &format!("{why}; only you can let them go on"))?;
+                }
             }
         }
         self.unjudged.remove(&id);
@@ -75,7 +82,10 @@ impl<D: Door + 'static> Desk<D> {
 
     /// What is known about an author: by their key, and by the attestation that agents put on what they say.
     pub(super) fn asker(&self, event: &RawEvent) -> Asker {
-        let attested = Attestation::from_tags(&event.tags, &event.pubkey).and_then(Result::ok);
+        let attested = Attestation::from_tags(&event.tags, &event.pubkey).and_then(Result::ok).filter(|attestation| {
+            let conditions = &attestation.conditions;
+            conditions.allow_kind(event.kind) && conditions.allow_time(event.created_at)
+        });
         let fact = |yes: bool| if yes { Fact::Yes } else { Fact::No };
         let owner = self.setup.audience.owner;
         Asker {
@@ -181,6 +191,9 @@ impl<D: Door + 'static> Desk<D> {
         Ok(Ok(format!("{} cancelled", turns.len())))
     }
 }
+
+/// Seconds that an event may be ahead of our clock: what our own relay allows.
+const AHEAD_SECS_MAX: u64 = 900;
 
 /// What has one turn at a time: a channel, or what one person says outside of any.
 fn channel(event: &RawEvent) -> String {

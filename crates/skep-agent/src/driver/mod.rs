@@ -66,6 +66,8 @@ pub enum Input {
     Role(Role),
     /// A relay's word on an event of the outbox.
     Delivered { id: EventId, relay: String, delivery: Delivery },
+    /// Everything before this is stored: answered when it is reached.
+    Flushed(oneshot::Sender<()>),
     /// Something that a person asked for; the answer is one line for them.
     Command(Command, oneshot::Sender<Result<String, String>>),
 }

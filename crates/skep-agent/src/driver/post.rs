@@ -4,7 +4,7 @@
 use skep_core::audience::next_hop;
 use skep_core::door::Door;
 use skep_core::frames::Observation;
-use skep_core::permit::Card;
+use skep_core::permit::{Card, Choice};
 use skep_core::prompt::{self, Boundary, Relation, Verified};
 use skep_core::queue;
 use skep_core::turn::TurnId;
@@ -104,6 +104,16 @@ impl<D: Door + 'static> Desk<D> {
         self.enqueue(&events)
     }
 
+    /// A note to the owner about a message. It names nobody else: agents that are told would answer.
+    pub(super) fn tell_owner(&mut self, about: &RawEvent, text: &str) -> Result<(), StoreError> {
+        let Some(owner) = self.setup.audience.owner else { return Ok(()) };
+        let draft = Draft::new(Kind::NOTE, unix_now(), text)
+            .tag(["e", &about.id.to_hex(), "", "mention"])
+            .tag(["p", &owner.to_hex()]);
+        let event = self.sign(draft);
+        self.enqueue(&[event])
+    }
+
     /// The encrypted bill of one turn.
     pub(super) fn bill(&self, metric: &TurnMetric) -> Option<RawEvent> {
         let owner = self.setup.audience.owner?;
@@ -163,12 +173,14 @@ impl<D: Door + 'static> Desk<D> {
     pub(super) fn show_card(&mut self, card: &Card) -> Result<(), StoreError> {
         let Some(trigger) = self.trigger_of_turn(&card.origin.turn).cloned() else { return Ok(()) };
         let seconds = card.expires_ms.saturating_sub(self.mono_ms()) / 1_000;
+        // The labels are the backend's words: which sign allows is ours to say.
+        let label = |choice: &Choice| prompt::visible(&choice.label).replace('\n', " ");
         let text = format!(
-            "🔐 {}\n{}\n\n👍 {} · 👎 {} · within {seconds} s\nrequest {}",
+            "🔐 {}\n{}\n\n👍 allow ({}) · 👎 reject ({}) · within {seconds} s\nrequest {}",
             prompt::visible(&card.title),
             prompt::visible(&card.detail),
-            card.allow.label,
-            card.reject.label,
+            label(&card.allow),
+            label(&card.reject),
             card.nonce.0
         );
         let events = self.under(&trigger, &text, None);

@@ -10,7 +10,7 @@ use skep_core::queue::{self, Ended, NotStarted};
 use skep_core::turn::{Cancel, Done, Effect, Outcome, Turn, TurnId};
 use skep_proto::lease::{Epoch, Op, Request, Resource, granted_epoch};
 use skep_proto::time::Moment;
-use skep_proto::{EventId, Prefix, RawEvent, Refusal};
+use skep_proto::{EventId, Prefix, RawEvent, Refusal, limits};
 use skep_store::StoreError;
 use skep_store::agent::{SessionRow, TurnEnd, TurnRow};
 use tokio::sync::mpsc;
@@ -65,7 +65,7 @@ impl<D: Door + 'static> Desk<D> {
         let inner = self.inner.clone();
         if !self.setup.has_leases {
             let answer = Ok(after.map_or(1, |epoch| epoch + 1));
-            tokio::spawn(async move { drop(inner.send(Inner::Leased { message, attempt, answer }).await) });
+            tokio::spawn(async move { drop(inner.send(Inner::Leased { message, attempt, after, answer }).await) });
             return;
         }
         let resource = turn_resource(&self.me, &message.id);
@@ -73,15 +73,19 @@ impl<D: Door + 'static> Desk<D> {
         let steal = self.request(&resource, Op::Steal { ttl_secs: LEASE_SECS });
         let door = std::sync::Arc::clone(&self.door);
         tokio::spawn(async move {
-            let first = if after.is_some() { steal.clone() } else { acquire };
-            let mut answer = door.submit(first).await;
-            if matches!(&answer, Err(refusal) if refusal.prefix == Prefix::Conflict && refusal.text.starts_with("held"))
-            {
+            let is_held = |answer: &Result<Accepted, Refusal>| matches!(answer, Err(refusal) if refusal.prefix == Prefix::Conflict && refusal.text.starts_with("held"));
+            let mut answer =
+                if after.is_some() { door.submit(steal.clone()).await } else { door.submit(acquire.clone()).await };
+            if is_held(&answer) {
                 answer = door.submit(steal).await;
+            }
+            if matches!(&answer, Err(refusal) if refusal.prefix == Prefix::Restricted) {
+                // An agent whose owner did not say that it may take leases over waits until the old one runs out.
+                answer = door.submit(acquire).await;
             }
             let answer = answer.and_then(epoch_of);
             // The loop has ended: nobody waits for it.
-            let _ = inner.send(Inner::Leased { message, attempt, answer }).await;
+            let _ = inner.send(Inner::Leased { message, attempt, after, answer }).await;
         });
     }
 
@@ -94,6 +98,7 @@ impl<D: Door + 'static> Desk<D> {
         &mut self,
         message: queue::Message,
         attempt: u32,
+        after: Option<Epoch>,
         answer: Result<Epoch, Refusal>,
     ) -> Result<(), StoreError> {
         let id = message.id;
@@ -108,6 +113,11 @@ impl<D: Door + 'static> Desk<D> {
                 return self.tell_queue(not_started(NotStarted::Wait { reason: refusal.to_string(), until }));
             }
         };
+        if after.is_some_and(|before| epoch <= before) || self.turn_of(&message.channel).is_some() {
+            let reason = "the turn before it may still run".to_owned();
+            let until = unix_ms() + limits::RETRY_MS_MIN;
+            return self.tell_queue(not_started(NotStarted::Wait { reason, until }));
+        }
         let stored = self.setup.store.message(&id)?.filter(|_| self.is_prompter());
         let Some(stored) = stored else {
             let (reason, until) = ("another instance leads".to_owned(), unix_ms() + NO_WORD_MS);
@@ -279,9 +289,18 @@ impl<D: Door + 'static> Desk<D> {
     pub(super) fn cancel_turn(&mut self, turn: &TurnId, why: Cancel) -> Result<(), StoreError> {
         let now = self.mono_ms();
         let Some(channel) = self.channel_of(turn) else { return Ok(()) };
+        let closed = self.permits.end_turn(turn);
+        self.settle_permits(closed)?;
         let running = self.live.get_mut(&channel).and_then(|live| live.turn.as_mut());
         let effects = running.map(|turn| turn.machine.cancel(now, why)).unwrap_or_default();
         self.do_turn(&channel, effects)
+    }
+
+    /// Ends what did not end when it was asked to: its backend goes, and what it used is billed.
+    pub(super) fn end_turns(&mut self) -> Result<(), StoreError> {
+        let busy: Vec<String> =
+            self.live.iter().filter(|(_, live)| live.turn.is_some()).map(|(channel, _)| channel.clone()).collect();
+        busy.iter().try_for_each(|channel| self.kill(channel))
     }
 
     pub(super) fn tick_turns(&mut self) -> Result<(), StoreError> {
@@ -363,16 +382,22 @@ impl<D: Door + 'static> Desk<D> {
         Ok(Some(metric))
     }
 
-    /// The relay does not take a final reply: another instance answered, or holds the turn now. Asked again, the relay
-    /// says which; and when nobody answers after all, we do.
-    pub(super) fn reply_refused(&mut self, id: &EventId, said: &str) -> Result<(), StoreError> {
-        if !said.starts_with("conflict: ") {
+    /// The home relay does not take a final reply. With `conflict:` another instance answered, or holds the turn now:
+    /// asked again, the relay says which, and when nobody answers after all, we do. Otherwise the message is dead, and
+    /// says why: it is not answered.
+    pub(super) fn refused(&mut self, id: &EventId, relay: &str, said: &str) -> Result<(), StoreError> {
+        if self.setup.relays.first().is_none_or(|home| home != relay) {
             return Ok(());
         }
         let Some(trigger) = self.setup.store.trigger_of(id)? else { return Ok(()) };
         let Some(message) = self.setup.store.message(&trigger)? else { return Ok(()) };
         let Some(row) = super::desk::row_of(&message.state) else { return Ok(()) };
         self.setup.store.forget_answer(id)?;
+        if !(self.setup.has_leases && said.starts_with("conflict: ")) {
+            tracing::warn!(agent = %self.setup.name, said, "the relay refuses a reply for good");
+            let dead = queue::Row { state: queue::State::Dead, reason: said.to_owned(), ..row };
+            return self.setup.store.set_state(&trigger, &state_of(&dead)).map(drop);
+        }
         let again = queue::Row { state: queue::State::Queued, ..row };
         self.setup.store.set_state(&trigger, &state_of(&again))?;
         self.tell_queue(queue::Input::Arrived(again.message))?;

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use skep_agent::driver::{self, Command, Input, Setup};
+use skep_store::lock::DirLock;
 use skep_store::{AgentStore, StoreError};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
@@ -70,6 +71,7 @@ pub struct Instance {
     state: watch::Receiver<State>,
     handles: watch::Receiver<Option<Handles>>,
     task: JoinHandle<()>,
+    _lock: DirLock,
 }
 
 impl Instance {
@@ -88,6 +90,8 @@ impl Instance {
         crate::home::check_directory(&plan.directory)?;
         // Where its backend works is its owner's affair, and so is who else may write there.
         make_directory(&plan.spec.cwd)?;
+        // Two drivers on one set of records would each take the other's turns for dead ones.
+        let lock = DirLock::acquire(&plan.directory)?;
         let store = Arc::new(AgentStore::open(&plan.directory.join(RECORDS))?);
         let (says, state) = watch::channel(State::Running);
         let first = Generation::start(&plan, plan.has_leases, &store, &drive)?;
@@ -95,7 +99,7 @@ impl Instance {
         let (name, stop) = (plan.name.clone(), CancellationToken::new());
         let keeper = Keeper { plan, store: Arc::clone(&store), drive, says, shows, stop: stop.clone() };
         let task = tokio::spawn(keeper.run(first));
-        Ok(Self { name: name.to_string(), store, stop: stop.drop_guard(), state, handles, task })
+        Ok(Self { name: name.to_string(), store, stop: stop.drop_guard(), state, handles, task, _lock: lock })
     }
 
     /// Whether it runs, as it changes.

@@ -16,7 +16,7 @@ use std::time::Duration;
 use skep_agent::driver::Input;
 use skep_proto::{Filter, Kind, PubKey, RawEvent, Timestamp, VerifiedEvent};
 use skep_store::{AgentStore, StoreError};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 
@@ -164,7 +164,9 @@ impl Link {
             self.follow_once(live, sub).await?;
             // All that the relay had before this event was handed over before it.
             if is_caught_up.load(Ordering::Relaxed) && written.elapsed() >= CURSOR_EVERY {
-                self.advance(unix_now()).await?;
+                let now = unix_now();
+                self.flush().await?;
+                self.advance(now).await?;
                 written = Instant::now();
             }
         }
@@ -211,6 +213,7 @@ impl Link {
                 self.hand(event).await?;
             }
             if let Some(started) = started {
+                self.flush().await?;
                 self.advance(piece.through.map_or(started, |through| through.min(started))).await?;
             }
         }
@@ -248,6 +251,13 @@ impl Link {
         }
         let input = Input::Event { event: Box::new(event), relay: self.feed.url.clone() };
         self.feed.inputs.send(input).await.map_err(|_| Ended::DriverGone)
+    }
+
+    /// Waits until everything that was handed over is stored: only then may the cursor pass it.
+    async fn flush(&self) -> Result<(), Ended> {
+        let (done, stored) = oneshot::channel();
+        self.feed.inputs.send(Input::Flushed(done)).await.map_err(|_| Ended::DriverGone)?;
+        stored.await.map_err(|_| Ended::DriverGone)
     }
 
     async fn advance(&self, through: Timestamp) -> Result<(), Failure> {

@@ -79,7 +79,7 @@ settings! {
     model: String = String::new();
     /// How freely an ACP program acts, by its own name for it; empty: as it is set up.
     session_mode: String = String::new();
-    /// Who may prompt: `owner`, `siblings`, `members`, `allowlist`, `anyone` or `nobody`.
+    /// Who may prompt: `owner`, `siblings`, `allowlist`, `anyone` or `nobody`.
     respond_to: RespondTo = RespondTo::Owner;
     /// Keys that may prompt where `respond_to` is `allowlist`: npub or hex.
     allowlist: Vec<String> = Vec::new();
@@ -99,7 +99,7 @@ settings! {
     workdir: String = String::new();
     /// Names of variables of our environment that its backend gets beside the usual ones.
     env: Vec<String> = Vec::new();
-    /// What it may spend.
+    /// What it may spend. Not kept by this version, and refused.
     budget: BudgetSettings = BudgetSettings::default();
 }
 
@@ -164,6 +164,12 @@ impl AgentSettings {
 
     /// What can be told without a key, a disk or a network.
     pub fn check(&self) -> Result<(), ConfigError> {
+        if self.respond_to == RespondTo::Members {
+            return Err(self.wrong("respond_to", "\"members\" cannot be looked up yet; use \"allowlist\""));
+        }
+        if self.budget != BudgetSettings::default() {
+            return Err(self.wrong("budget", "is not kept by this version: leave it out rather than trust it"));
+        }
         if self.name.len() > limits::NAME_BYTES_MAX || self.name.parse::<KeyName>().is_err() {
             return Err(self.wrong("name", "is 1 to 63 of a-z 0-9 - _ and begins with a letter or digit"));
         }
@@ -362,18 +368,19 @@ mod tests {
         let file = dir.path().join("config.toml");
         let load = |more: &str| {
             let text = "[leader]\nmode = \"manual\"\n[[agent]]\nname = \"scout\"\ncommand = \"goose\"\nargs = [\"acp\"]\n\
-                respond_to = \"members\"\nrelays = [\"ws://127.0.0.1:7777\"]\nbudget = { usd_per_day = 2.5 }\n";
+                respond_to = \"siblings\"\nrelays = [\"ws://127.0.0.1:7777\"]\n";
             std::fs::write(&file, format!("{text}{more}")).expect("written");
             crate::config::Settings::load(Some(&file)).map_err(|error| error.to_string())
         };
         let settings = load("").expect("it is read");
         assert_eq!((settings.agent[0].backend, settings.leader.mode), (BackendKind::Acp, leader::Mode::Manual));
-        assert_eq!(
-            (settings.agent[0].budget.usd_per_day, settings.agent[0].respond_to),
-            (Some(2.5), RespondTo::Members)
-        );
-        for (more, named) in [("paralel = 2", "paralel"), ("parallel = 0", "parallel"), ("backend = \"x\"", "backend")]
-        {
+        assert_eq!((settings.agent[0].budget.usd_per_day, settings.agent[0].respond_to), (None, RespondTo::Siblings));
+        for (more, named) in [
+            ("budget = { usd_per_day = 2.5 }", "budget"),
+            ("paralel = 2", "paralel"),
+            ("parallel = 0", "parallel"),
+            ("backend = \"x\"", "backend"),
+        ] {
             let error = load(more).expect_err(more);
             assert!(error.contains(named), "{error}");
         }

@@ -52,6 +52,7 @@ async fn answer(setup: Setup, _: Arc<RemoteDoor>, mut inputs: mpsc::Receiver<Inp
                 }
             }
             Input::Command(Command::Resume, reply) => drop(reply.send(Ok(setup.instance.clone()))),
+            Input::Flushed(done) => drop(done.send(())),
             Input::Delivered { .. } | Input::Command(..) => {}
         }
         for message in waiting.drain(..).filter(|_| leads) {

@@ -49,8 +49,13 @@ impl Linked {
     }
 
     async fn next(&mut self) -> RawEvent {
-        let input = timeout(PATIENCE, self.inputs.recv()).await.expect("in time").unwrap();
-        let Input::Event { event, relay } = input else { panic!("{input:?}") };
+        let (event, relay) = loop {
+            match timeout(PATIENCE, self.inputs.recv()).await.expect("in time").unwrap() {
+                Input::Event { event, relay } => break (event, relay),
+                Input::Flushed(done) => drop(done.send(())),
+                other => panic!("{other:?}"),
+            }
+        };
         let state = MessageState { name: "stored".into(), at: 0, is_over: false, detail: "{}".into() };
         self.store.receive(&event, "c", &relay, unix_now(), &state).unwrap();
         *self.came.entry(event.id).or_default() += 1;

@@ -1,7 +1,7 @@
 //! The records of one agent on one machine: what it was sent, what it sends, what it was prompted with.
 //!
-//! SQLite with `synchronous = FULL`: when a call returns, power may fail. Several processes may have it open; the
-//! instances of one agent that share a home share it. Rows are facts; what follows from them is `skep-core`'s to say.
+//! SQLite with `synchronous = FULL`: when a call returns, power may fail. One driver works on it; the commands of a
+//! person may read it meanwhile. Rows are facts; what follows from them is `skep-core`'s to say.
 
 mod inbox;
 mod outbox;

@@ -217,11 +217,17 @@ impl Inner {
     }
 
     /// Waits while the flusher is so far behind that memory would not be bounded.
-    fn wait_for_room(&self) -> Result<(), StoreError> {
+    fn wait_for_room(&self, wal: &mut Wal) -> Result<(), StoreError> {
         let mut seen = 0;
         for _ in 0..ROOM_TRIES {
             if self.layers().active.bytes() < flush::BYTES_TO_FREEZE * flush::GROWTH_MAX {
                 return Ok(());
+            }
+            if self.layers().frozen.is_none() {
+                // The next log could not be started when the layer was full.
+                let next = self.next_log(wal)?;
+                self.freeze(wal, next, &mut self.layers_mut());
+                self.signal.notify();
             }
             self.signal.wait(&mut seen, std::time::Duration::from_millis(100));
         }

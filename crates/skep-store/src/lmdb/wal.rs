@@ -12,6 +12,8 @@ use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use rustix::io::Errno;
+
 use super::env::{Table, sync_dir};
 use super::layers::{KeyBuf, Layer, Slot};
 use crate::StoreError;
@@ -114,10 +116,15 @@ impl Wal {
         let reserved = self.end + more + RESERVE;
         let path = path(&self.dir, self.generation);
         let io = |cause: std::io::Error| StoreError::io("cannot extend", &path, cause);
-        if let Err(errno) = rustix::fs::fallocate(file, rustix::fs::FallocateFlags::empty(), 0, reserved) {
+        let reserving = match rustix::fs::fallocate(file, rustix::fs::FallocateFlags::empty(), 0, reserved) {
+            // A file system that reserves nothing: a full disk shows at the write, and the frame is refused then.
+            Err(Errno::OPNOTSUPP | Errno::NOSYS) => file.set_len(reserved).map_err(io),
+            other => other.map_err(|errno| io(errno.into())),
+        };
+        if let Err(error) = reserving {
             // What it got before it failed is the last room on the disk, and the flusher needs it.
             let _ = file.set_len(self.reserved);
-            return Err(io(errno.into()));
+            return Err(error);
         }
         if self.is_durable {
             file.sync_all().map_err(io)?;

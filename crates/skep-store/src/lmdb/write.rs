@@ -24,7 +24,7 @@ pub(super) fn apply(store: &Inner, ops: Vec<Op>) -> Result<Vec<Outcome>, StoreEr
         store.next_seq.store(next, Ordering::Release);
         return Ok(outcomes);
     }
-    store.wait_for_room()?;
+    store.wait_for_room(&mut wal)?;
     let reserved = must_reserve.then(|| last + SEQ_BLOCK);
     let (outcomes, batch, next) = decide(store, ops, next, reserved)?;
     if !batch.is_empty() {
