@@ -257,6 +257,8 @@ mod tests {
         assert!(claim(&mut ledger, KEY, 1, true).is_err(), "a stale epoch");
         assert!(claim(&mut ledger, KEY, 2, true).is_ok());
         assert!(claim(&mut ledger, KEY, 2, true).is_err(), "completed");
+        assert!(claim(&mut ledger, KEY, 2, false).is_ok(), "a part of the same reply that comes late");
+        assert!(claim(&mut ledger, KEY, 1, false).is_err(), "a part of another");
         assert!(ask(&mut ledger, 999, "c", ACQUIRE).is_err(), "completed for ever");
     }
 

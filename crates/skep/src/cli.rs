@@ -310,7 +310,7 @@ Examples:
         settings: SettingsArgs,
     },
     /// Be an agent program to try Skep with: ACP on stdin and stdout, no network, no model.
-    #[command(after_help = "In the configuration: command = \"skep\", args = [\"agent\", \"demo\"]")]
+    #[command(after_help = "Example, in an [[agent]] table: command = \"skep\", args = [\"agent\", \"demo\"]")]
     Demo,
     /// Print the owner's attestation of an agent, a tag (NIP-OA).
     #[command(after_help = ATTEST_HELP)]

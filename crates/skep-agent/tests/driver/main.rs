@@ -266,3 +266,59 @@ async fn a_turn_is_cancelled_by_its_owner_and_a_paused_agent_begins_none() {
     command(&instance, Command::Resume).await.unwrap();
     relay.wait_for(Kind::NOTE, 1).await;
 }
+
+#[tokio::test]
+async fn two_agents_stop_at_the_hop_limit_and_only_the_owner_is_told_once() {
+    let (dir, relay) = (tempfile::tempdir().unwrap(), Arc::new(Relay::default()));
+    let instance = Instance::start(
+        Setup {
+            audience: Audience { respond_to: RespondTo::Siblings, owner: Some(pubkey(OWNER)), allowlist: Vec::new() },
+            ..setup(dir.path(), "a", demo())
+        },
+        &relay,
+    );
+    instance.tell(PROMPTER).await;
+    let auth = attestation::attest(&keys(OWNER), &pubkey(STRANGER), &"".parse().unwrap(), &[0; 32]);
+    let sibling = |hop: u32, text: &str| {
+        let draft = Draft::new(Kind::NOTE, now(), text).tag(["p", &pubkey(AGENT).to_hex()]);
+        draft.tag(["hop", &hop.to_string()]).tag(&auth).sign(&keys(STRANGER), &[0; 32]).raw().clone()
+    };
+    instance.event(&sibling(1, "early")).await;
+    let answered = relay.wait_for(Kind::NOTE, 1).await;
+    assert_eq!(answered[0].tags.single("hop"), Some("2"), "the next one counts on");
+    for n in 0..3 {
+        instance.event(&sibling(99, &format!("late {n}"))).await;
+    }
+    let told = relay.wait_for(Kind::NOTE, 2).await.pop().unwrap();
+    let named: Vec<&str> = told.tags.values("p").collect();
+    assert_eq!(named, [pubkey(OWNER).to_hex()], "an agent that is told would answer");
+    instance.event(&mention(OWNER, "hello")).await;
+    relay.wait_for(Kind::NOTE, 3).await;
+    assert_eq!(relay.accepted(Kind::NOTE).len(), 3, "told once");
+}
+
+#[tokio::test]
+async fn a_sealed_message_is_not_answered_in_clear() {
+    let (dir, relay) = (tempfile::tempdir().unwrap(), Arc::new(Relay::default()));
+    let instance = Instance::start(setup(dir.path(), "a", demo()), &relay);
+    instance.tell(PROMPTER).await;
+    for kind in [Kind::DIRECT_MESSAGE, Kind::GIFT_WRAP] {
+        let draft = Draft::new(kind, now(), "sealed").tag(["p", &pubkey(AGENT).to_hex()]);
+        instance.event(draft.sign(&keys(OWNER), &[0; 32]).raw()).await;
+    }
+    instance.event(&mention(OWNER, "hello")).await;
+    relay.wait_for(Kind::NOTE, 1).await;
+    assert_eq!(relay.accepted(Kind::DIRECT_MESSAGE), []);
+    assert_eq!(relay.accepted(Kind::COMMENT), []);
+}
+
+#[tokio::test]
+async fn an_event_from_far_ahead_harms_nobody() {
+    let (dir, relay) = (tempfile::tempdir().unwrap(), Arc::new(Relay::default()));
+    let instance = Instance::start(setup(dir.path(), "a", demo()), &relay);
+    instance.tell(PROMPTER).await;
+    let draft = Draft::new(Kind::NOTE, u64::MAX, "boo").tag(["p", &pubkey(AGENT).to_hex()]);
+    instance.event(draft.sign(&keys(OWNER), &[0; 32]).raw()).await;
+    instance.event(&mention(OWNER, "hello")).await;
+    relay.wait_for(Kind::NOTE, 1).await;
+}

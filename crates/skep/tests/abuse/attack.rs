@@ -28,6 +28,8 @@ const BEGUN: &str = "the attack has begun";
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Attack {
+    /// The control: takes what it can get of the cores, at the same priority, and never touches the relay.
+    BusyNeighbour,
     Slowloris,
     FilterBombs,
     MalformedFlood,
@@ -35,10 +37,12 @@ pub enum Attack {
 }
 
 impl Attack {
-    pub const ALL: [Self; 4] = [Self::Slowloris, Self::FilterBombs, Self::MalformedFlood, Self::NeverReading];
+    pub const ALL: [Self; 5] =
+        [Self::BusyNeighbour, Self::Slowloris, Self::FilterBombs, Self::MalformedFlood, Self::NeverReading];
 
     pub fn name(self) -> &'static str {
         match self {
+            Self::BusyNeighbour => "busy neighbour",
             Self::Slowloris => "slowloris",
             Self::FilterBombs => "filter bombs",
             Self::MalformedFlood => "malformed flood",
@@ -98,6 +102,7 @@ pub async fn attack_if_told() {
     let address = std::env::var(ADDRESS).unwrap().parse().unwrap();
     let attack = Attack::ALL.into_iter().find(|attack| attack.name() == name).unwrap();
     let mut tasks = match attack {
+        Attack::BusyNeighbour => busy_neighbour(),
         Attack::Slowloris => slowloris(address),
         Attack::FilterBombs => filter_bombs(address),
         Attack::MalformedFlood => malformed_flood(address),
@@ -114,6 +119,19 @@ where
     F: Future<Output = ()> + Send + 'static,
 {
     (0..count).map(|_| once()).collect()
+}
+
+/// One thread a core that only counts.
+fn busy_neighbour() -> JoinSet<()> {
+    let mut tasks = JoinSet::new();
+    for _ in 0..std::thread::available_parallelism().unwrap().get() {
+        tasks.spawn_blocking(|| {
+            loop {
+                std::hint::spin_loop();
+            }
+        });
+    }
+    tasks
 }
 
 /// 200 requests of which a byte comes every 50 ms, started again when they are cut.
