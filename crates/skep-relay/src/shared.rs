@@ -15,9 +15,9 @@ use skep_core::subs::Subs;
 use skep_core::world::{Ownership, Policy};
 use skep_core::{Readers, World};
 use skep_proto::{
-    Draft, EventId, Kind, Prefix, PubKey, RawEvent, Record, Refusal, Seq, Timestamp, VerifiedEvent, limits,
+    Draft, EventId, Filter, Kind, Prefix, PubKey, RawEvent, Record, Refusal, Seq, Timestamp, VerifiedEvent, limits,
 };
-use skep_store::{BlobStore, EventStore, Op, Outcome, StoreError, Submission, Tail, Writer};
+use skep_store::{BlobStore, EventStore, Op, Outcome, Scan, StoreError, Submission, Tail, Visit, Writer};
 use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 
@@ -259,9 +259,23 @@ impl Shared {
         };
         members.sort_unstable();
         members.dedup();
-        let draft = Draft::new(Kind::MEMBER_LIST, unix_now(), "").tag(["-"]);
+        // Two changes in one second: the later list must be the newer one.
+        let after = self.member_list_at().map_err(|error| self.refuse_for(&error))?.map_or(0, |at| at + 1);
+        let draft = Draft::new(Kind::MEMBER_LIST, unix_now().max(after), "").tag(["-"]);
         let draft = members.iter().fold(draft, |draft, key| draft.tag(["member", key]));
         self.commit(vec![Op::put(self.sign(draft).into_record())]).await.map(drop)
+    }
+
+    /// `created_at` of the member list that is stored.
+    fn member_list_at(&self) -> Result<Option<Timestamp>, StoreError> {
+        let filter = Filter {
+            kinds: Some(vec![Kind::MEMBER_LIST]),
+            authors: Some(vec![self.world().relay]),
+            limit: Some(1),
+            ..Filter::new()
+        };
+        let found = self.store.collect(Scan::new([filter].into(), self.tail.newest(), 1), &mut |_| Visit::Serve)?;
+        Ok(found.first().map(|record| record.as_ref().created_at()))
     }
 
     /// Submits one event as a client would, and waits for its verdict.
