@@ -9,7 +9,7 @@ use skep_proto::attestation::Attestation;
 use skep_proto::{EventId, Kind, PubKey, RawEvent, limits, mention, seal, thread};
 use skep_store::StoreError;
 
-use super::desk::{Desk, unix_ms, unix_now};
+use super::desk::Desk;
 
 impl<D: Door + 'static> Desk<D> {
     pub(super) fn receive(&mut self, event: Box<RawEvent>, relay: &str) -> Result<(), StoreError> {
@@ -18,7 +18,7 @@ impl<D: Door + 'static> Desk<D> {
             // Sealed messages need sealed replies; until both are here, none is read and none is answered in clear.
             Kind::DIRECT_MESSAGE | Kind::PRIVATE_MESSAGE | Kind::GIFT_WRAP => Ok(()),
             // Nobody sends from so far ahead; a relay that takes it is no reason to.
-            _ if event.created_at > unix_now() + AHEAD_SECS_MAX => Ok(()),
+            _ if event.created_at > self.unix_now() + AHEAD_SECS_MAX => Ok(()),
             Kind::AGENT_FRAME => self.control(&event),
             Kind::REACTION => self.reaction(&event),
             _ if self.setup.store.has_message(&event.id)? => Ok(()),
@@ -27,7 +27,7 @@ impl<D: Door + 'static> Desk<D> {
                     id: event.id,
                     from: event.pubkey,
                     channel: channel(&event),
-                    arrived_at: unix_ms(),
+                    arrived_at: self.unix_ms(),
                     expires_at: event.expiration().map(|at| at.saturating_mul(1_000)),
                     priority: queue::Priority::Normal,
                 };
@@ -43,6 +43,14 @@ impl<D: Door + 'static> Desk<D> {
         let trigger = claim.resource.as_str().rsplit(':').next().and_then(|id| id.parse().ok());
         match trigger {
             Some(id) if claim.is_final && !self.is_running(&id) => {
+                if !self.setup.store.has_message(&id)? {
+                    // Of one second, the answer may come first.
+                    self.answered.insert(id, event.id);
+                    if self.answered.len() > ANSWERED_MAX {
+                        self.answered.pop_first();
+                    }
+                    return Ok(());
+                }
                 self.unjudged.remove(&id);
                 self.tell_queue(queue::Input::AnsweredElsewhere { id, event: event.id })
             }
@@ -56,14 +64,14 @@ impl<D: Door + 'static> Desk<D> {
         let asker = self.asker(&event);
         let place = if is_direct(&event) { Place::Direct } else { Place::Channel };
         let verdict = match self.setup.audience.judge(&asker, place) {
-            Verdict::Admit => self.loops.judge(self.me, &asker, thread::hop(&event), unix_now()),
+            Verdict::Admit => self.loops.judge(self.me, &asker, thread::hop(&event), self.unix_now()),
             other => other,
         };
         let id = *id;
         match verdict {
             Verdict::Retry => return Ok(()),
             Verdict::Admit => {
-                self.loops.count(self.me, &asker, unix_now());
+                self.loops.count(self.me, &asker, self.unix_now());
                 self.tell_queue(queue::Input::Admitted(id))?;
             }
             Verdict::Refuse(reason) => {
@@ -100,12 +108,12 @@ impl<D: Door + 'static> Desk<D> {
     /// A frame of the owner. It acts once, also after a restart, and is answered.
     fn control(&mut self, event: &RawEvent) -> Result<(), StoreError> {
         let Some(owner) = self.setup.audience.owner else { return Ok(()) };
-        if control::check(event, &self.me, &owner, unix_now()).is_err() {
+        if control::check(event, &self.me, &owner, self.unix_now()).is_err() {
             return Ok(());
         }
         let Ok(text) = seal::open(&self.setup.keys, &owner, &event.content) else { return Ok(()) };
         let Ok(Some(control)) = Control::from_json(&text) else { return Ok(()) };
-        if !self.setup.store.act_once(&event.id, unix_now())? {
+        if !self.setup.store.act_once(&event.id, self.unix_now())? {
             return Ok(());
         }
         let status = match &control {
@@ -139,7 +147,7 @@ impl<D: Door + 'static> Desk<D> {
             "👎" | "-" | "❌" => false,
             _ => return Ok(()),
         };
-        if event.created_at.abs_diff(unix_now()) > limits::CONTROL_FRESH_SECS {
+        if event.created_at.abs_diff(self.unix_now()) > limits::CONTROL_FRESH_SECS {
             return Ok(());
         }
         let answer = Answer::Reaction { card, author: event.pubkey, is_yes };
@@ -194,6 +202,9 @@ impl<D: Door + 'static> Desk<D> {
 
 /// Seconds that an event may be ahead of our clock: what our own relay allows.
 const AHEAD_SECS_MAX: u64 = 900;
+
+/// Answers that are kept until their messages come: those of one second, of an agent with 16 turns at once.
+const ANSWERED_MAX: usize = 1_024;
 
 /// What has one turn at a time: a channel, or what one person says outside of any.
 fn channel(event: &RawEvent) -> String {

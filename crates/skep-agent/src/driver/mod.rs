@@ -5,9 +5,11 @@
 //! Neighbours: `skep-node` gives it verified events ([`Input`]), a [`Door`] to its home relay, and sends what lies in
 //! the outbox. Must not: decide anything (core does), or publish what is not stored first.
 //!
-//! `desk` the loop's state and the queue's effects · `mail` what an event is · `work` turns · `post` what is published
+//! `desk` the loop's state and the queue's effects · `mail` what an event is · `work` turns · `post` what is published ·
+//! `host` the machine's clocks
 
 mod desk;
+mod host;
 mod mail;
 mod post;
 mod work;
@@ -26,6 +28,8 @@ use skep_store::{AgentStore, StoreError};
 use tokio::sync::{Notify, mpsc, oneshot};
 
 use crate::Spec;
+
+pub use host::{Host, Lead};
 
 /// Inputs that wait for the loop. Whoever feeds it waits when there are more: links stop reading their sockets.
 pub const INPUTS_MAX: usize = 256;
@@ -51,6 +55,8 @@ pub struct Setup {
     /// Whether the home relay grants leases.
     pub has_leases: bool,
     pub store: Arc<AgentStore>,
+    pub host: Arc<dyn Host>,
+    pub lead: Arc<dyn Lead>,
     /// Says that the outbox has something.
     pub outbox: Arc<Notify>,
     /// Says that the owner wants this instance to lead.
@@ -68,6 +74,8 @@ pub enum Input {
     Delivered { id: EventId, relay: String, delivery: Delivery },
     /// Everything before this is stored: answered when it is reached.
     Flushed(oneshot::Sender<()>),
+    /// What the relays had when this instance began was handed over, as far as they could be reached.
+    CaughtUp,
     /// Something that a person asked for; the answer is one line for them.
     Command(Command, oneshot::Sender<Result<String, String>>),
 }

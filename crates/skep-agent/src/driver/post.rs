@@ -17,7 +17,7 @@ use skep_proto::time::Moment;
 use skep_proto::{Draft, EventId, Kind, RawEvent, seal};
 use skep_store::StoreError;
 
-use super::desk::{Desk, random, unix_ms, unix_now};
+use super::desk::Desk;
 
 impl<D: Door + 'static> Desk<D> {
     /// Signs, with the owner's attestation where there is one.
@@ -26,11 +26,11 @@ impl<D: Door + 'static> Desk<D> {
             Some(attestation) => draft.tag(attestation),
             None => draft,
         };
-        draft.sign(&self.setup.keys, &random()).raw().clone()
+        draft.sign(&self.setup.keys, &self.random()).raw().clone()
     }
 
     fn enqueue(&mut self, events: &[RawEvent]) -> Result<(), StoreError> {
-        self.setup.store.enqueue(events, &self.setup.relays, unix_now(), None)?;
+        self.setup.store.enqueue(events, &self.setup.relays, self.unix_now())?;
         self.setup.outbox.notify_one();
         Ok(())
     }
@@ -47,7 +47,7 @@ impl<D: Door + 'static> Desk<D> {
             channel: message.channel.clone(),
             text: trigger.content.clone(),
         };
-        let prompt = prompt::build(&self.setup.system, &[], &[said], Boundary(random()));
+        let prompt = prompt::build(&self.setup.system, &[], &[said], Boundary(self.random()));
         Ok(format!("{}\n{}", prompt.system, prompt.user))
     }
 
@@ -84,12 +84,12 @@ impl<D: Door + 'static> Desk<D> {
     fn under(&self, parent: &RawEvent, text: &str, claim: Option<Claim>) -> Vec<RawEvent> {
         let hop = next_hop(thread::hop(parent), self.asker(parent).is_agent);
         let relay = self.setup.relays.first().map_or("", String::as_str);
-        let reply = Reply { parent, relay, now: unix_now(), hop, claim };
+        let reply = Reply { parent, relay, now: self.unix_now(), hop, claim };
         reply.drafts(text).into_iter().map(|draft| self.sign(draft)).collect()
     }
 
     pub(super) fn publish_reaction(&mut self, to: &RawEvent, sign: &str) -> Result<(), StoreError> {
-        let draft = Draft::new(Kind::REACTION, unix_now(), sign)
+        let draft = Draft::new(Kind::REACTION, self.unix_now(), sign)
             .tag(["e", &to.id.to_hex()])
             .tag(["p", &to.pubkey.to_hex()])
             .tag(["k", &to.kind.to_string()]);
@@ -107,7 +107,7 @@ impl<D: Door + 'static> Desk<D> {
     /// A note to the owner about a message. It names nobody else: agents that are told would answer.
     pub(super) fn tell_owner(&mut self, about: &RawEvent, text: &str) -> Result<(), StoreError> {
         let Some(owner) = self.setup.audience.owner else { return Ok(()) };
-        let draft = Draft::new(Kind::NOTE, unix_now(), text)
+        let draft = Draft::new(Kind::NOTE, self.unix_now(), text)
             .tag(["e", &about.id.to_hex(), "", "mention"])
             .tag(["p", &owner.to_hex()]);
         let event = self.sign(draft);
@@ -117,7 +117,7 @@ impl<D: Door + 'static> Desk<D> {
     /// The encrypted bill of one turn.
     pub(super) fn bill(&self, metric: &TurnMetric) -> Option<RawEvent> {
         let owner = self.setup.audience.owner?;
-        let sealed = seal::seal(&self.setup.keys, &owner, &metric.to_json().ok()?, random()).ok()?;
+        let sealed = seal::seal(&self.setup.keys, &owner, &metric.to_json().ok()?, self.random()).ok()?;
         Some(self.sign(metric.draft(&self.me, &owner, sealed, None)))
     }
 
@@ -130,7 +130,7 @@ impl<D: Door + 'static> Desk<D> {
             authorization: None,
             payload,
         };
-        self.frames.push(Moment(unix_ms()), observation);
+        self.frames.push(Moment(self.unix_ms()), observation);
     }
 
     pub(super) fn observe_result(&mut self, result: &ControlResult) {
@@ -143,7 +143,7 @@ impl<D: Door + 'static> Desk<D> {
             authorization: None,
             payload,
         };
-        self.frames.push(Moment(unix_ms()), observation);
+        self.frames.push(Moment(self.unix_ms()), observation);
         self.send_frames();
     }
 
@@ -156,14 +156,14 @@ impl<D: Door + 'static> Desk<D> {
             authorization: Some(authorization.clone()),
             payload: Payload::of(&serde_json::json!({})),
         };
-        self.frames.push(Moment(unix_ms()), observation);
+        self.frames.push(Moment(self.unix_ms()), observation);
     }
 
     pub(super) fn send_frames(&mut self) {
         let Some(owner) = self.setup.audience.owner else { return };
-        let Some(text) = self.frames.poll_frame(Moment(unix_ms())) else { return };
-        let Ok(sealed) = seal::seal(&self.setup.keys, &owner, &text, random()) else { return };
-        let event = self.sign(telemetry_draft(&self.me, &owner, unix_now(), sealed));
+        let Some(text) = self.frames.poll_frame(Moment(self.unix_ms())) else { return };
+        let Ok(sealed) = seal::seal(&self.setup.keys, &owner, &text, self.random()) else { return };
+        let event = self.sign(telemetry_draft(&self.me, &owner, self.unix_now(), sealed));
         let door = std::sync::Arc::clone(&self.door);
         // Nobody may be watching; a frame that is lost shows as a gap in its numbers.
         tokio::spawn(async move { drop(door.submit(event).await) });
@@ -196,7 +196,7 @@ impl<D: Door + 'static> Desk<D> {
             Reason::Applied | Reason::Allowed => "☑️",
             _ => "⌛",
         };
-        let draft = Draft::new(Kind::REACTION, unix_now(), sign).tag(["e", &card.to_hex()]).tag(["p", &owner]);
+        let draft = Draft::new(Kind::REACTION, self.unix_now(), sign).tag(["e", &card.to_hex()]).tag(["p", &owner]);
         let event = self.sign(draft);
         self.enqueue(&[event])
     }

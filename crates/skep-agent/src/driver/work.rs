@@ -1,14 +1,12 @@
 //! Turns: from the lease and the journal through the backend to the one outcome.
 
-use std::time::Instant;
-
 use skep_core::backend::{AskId, BackendError, Order, Said, Session};
 use skep_core::door::{Accepted, Door};
 use skep_core::meter::Measured;
 use skep_core::permit::{Nonce, Origin};
 use skep_core::queue::{self, Ended, NotStarted};
 use skep_core::turn::{Cancel, Done, Effect, Outcome, Turn, TurnId};
-use skep_proto::lease::{Epoch, Op, Request, Resource, granted_epoch};
+use skep_proto::lease::{Conflict, Epoch, Op, Request, Resource, granted_epoch};
 use skep_proto::time::Moment;
 use skep_proto::{EventId, Prefix, RawEvent, Refusal, limits};
 use skep_store::StoreError;
@@ -16,12 +14,12 @@ use skep_store::agent::{SessionRow, TurnEnd, TurnRow};
 use tokio::sync::mpsc;
 use tokio_util::task::AbortOnDropHandle;
 
-use super::desk::{Desk, Inner, random, random_u64, state_of, unix_ms, unix_now};
+use super::desk::{Desk, Inner, state_of};
 use crate::Backend;
 
-/// Seconds that a turn's lease is good for, and how often it is renewed: twice may fail.
+/// Seconds that a turn's lease is good for, and milliseconds between renewals: two may fail.
 const LEASE_SECS: u64 = 30;
-const RENEW_SECS: u64 = 10;
+const RENEW_MS: u64 = 10_000;
 
 /// Milliseconds until a turn that could not begin for want of the relay's word is tried again.
 const NO_WORD_MS: u64 = 1_000;
@@ -37,7 +35,8 @@ pub(super) struct Live {
     generation: u64,
     session: Option<Session>,
     turn: Option<Running>,
-    used: Instant,
+    /// By the steady clock.
+    used: u64,
 }
 
 struct Running {
@@ -45,7 +44,8 @@ struct Running {
     machine: Turn,
     trigger: RawEvent,
     epoch: Epoch,
-    renewed: Instant,
+    /// By the steady clock.
+    renewed: u64,
 }
 
 impl Live {
@@ -73,10 +73,9 @@ impl<D: Door + 'static> Desk<D> {
         let steal = self.request(&resource, Op::Steal { ttl_secs: LEASE_SECS });
         let door = std::sync::Arc::clone(&self.door);
         tokio::spawn(async move {
-            let is_held = |answer: &Result<Accepted, Refusal>| matches!(answer, Err(refusal) if refusal.prefix == Prefix::Conflict && refusal.text.starts_with("held"));
             let mut answer =
                 if after.is_some() { door.submit(steal.clone()).await } else { door.submit(acquire.clone()).await };
-            if is_held(&answer) {
+            if answer.as_ref().is_err_and(is_held) {
                 answer = door.submit(steal).await;
             }
             if matches!(&answer, Err(refusal) if refusal.prefix == Prefix::Restricted) {
@@ -91,7 +90,7 @@ impl<D: Door + 'static> Desk<D> {
 
     fn request(&self, resource: &Resource, op: Op) -> RawEvent {
         let request = Request { resource: resource.clone(), op, instance: self.setup.instance.clone() };
-        self.sign(request.draft(unix_now()))
+        self.sign(request.draft(self.unix_now()))
     }
 
     pub(super) fn leased(
@@ -105,22 +104,22 @@ impl<D: Door + 'static> Desk<D> {
         let not_started = |why| queue::Input::NotStarted { id, why };
         let epoch = match answer {
             Ok(epoch) => epoch,
-            Err(refusal) if refusal.prefix == Prefix::Conflict && refusal.text.starts_with("completed") => {
+            Err(refusal) if matches!(Conflict::read(&refusal), Some(Conflict::Completed { .. })) => {
                 return self.tell_queue(not_started(NotStarted::Answered(None)));
             }
             Err(refusal) => {
-                let until = unix_ms() + NO_WORD_MS;
+                let until = self.unix_ms() + NO_WORD_MS;
                 return self.tell_queue(not_started(NotStarted::Wait { reason: refusal.to_string(), until }));
             }
         };
         if after.is_some_and(|before| epoch <= before) || self.turn_of(&message.channel).is_some() {
             let reason = "the turn before it may still run".to_owned();
-            let until = unix_ms() + limits::RETRY_MS_MIN;
+            let until = self.unix_ms() + limits::RETRY_MS_MIN;
             return self.tell_queue(not_started(NotStarted::Wait { reason, until }));
         }
         let stored = self.setup.store.message(&id)?.filter(|_| self.is_prompter());
         let Some(stored) = stored else {
-            let (reason, until) = ("another instance leads".to_owned(), unix_ms() + NO_WORD_MS);
+            let (reason, until) = ("another instance leads".to_owned(), self.unix_ms() + NO_WORD_MS);
             return self.tell_queue(not_started(NotStarted::Wait { reason, until }));
         };
         self.begin(message, stored.event, attempt, epoch)
@@ -133,7 +132,7 @@ impl<D: Door + 'static> Desk<D> {
         attempt: u32,
         epoch: Epoch,
     ) -> Result<(), StoreError> {
-        let turn = TurnId(hex(&random::<16>()));
+        let turn = TurnId(faster_hex::hex_string(&self.random::<16>()));
         let prompt = self.render(&message, &trigger)?;
         // What the model will see is on disk before the model sees it.
         let row = TurnRow {
@@ -143,7 +142,7 @@ impl<D: Door + 'static> Desk<D> {
             attempt,
             channel: message.channel.clone(),
             author: trigger.pubkey,
-            started_at: unix_now(),
+            started_at: self.unix_now(),
             prompt: prompt.clone(),
             end: None,
         };
@@ -151,8 +150,8 @@ impl<D: Door + 'static> Desk<D> {
         let now = self.mono_ms();
         let live = self.backend(&message.channel)?;
         let (machine, effects) = Turn::start(now, live.1, vec![trigger.id], attempt, live.0.session.clone(), prompt);
-        live.0.turn = Some(Running { id: turn.clone(), machine, trigger, epoch, renewed: Instant::now() });
-        live.0.used = Instant::now();
+        live.0.turn = Some(Running { id: turn.clone(), machine, trigger, epoch, renewed: now });
+        live.0.used = now;
         self.tell_queue(queue::Input::Started { id: message.id, turn, epoch })?;
         self.do_turn(&message.channel, effects)
     }
@@ -209,7 +208,7 @@ impl<D: Door + 'static> Desk<D> {
     }
 
     fn open_session(&mut self, channel: &str, session: &Session) -> Result<(), StoreError> {
-        self.meter.open(session, random_u64());
+        self.meter.open(session, self.setup.host.random_u64());
         self.keep_session(channel, &session.id)
     }
 
@@ -274,7 +273,8 @@ impl<D: Door + 'static> Desk<D> {
             is_by_owner: self.setup.audience.owner == Some(turn.trigger.pubkey),
             turn_ends_ms: turn.machine.ends_at_ms(),
         };
-        let effects = self.permits.ask(self.mono_ms(), origin, ask, Nonce(hex(&random::<16>())));
+        let effects =
+            self.permits.ask(self.mono_ms(), origin, ask, Nonce(faster_hex::hex_string(&self.random::<16>())));
         self.settle_permits(effects)
     }
 
@@ -323,7 +323,7 @@ impl<D: Door + 'static> Desk<D> {
     fn end(&mut self, channel: &str, done: Done) -> Result<(), StoreError> {
         let Some(live) = self.live.get_mut(channel) else { return Ok(()) };
         let Some(turn) = live.turn.take() else { return Ok(()) };
-        live.used = Instant::now();
+        live.used = self.setup.host.steady_ms();
         let closed = self.permits.end_turn(&turn.id);
         self.settle_permits(closed)?;
         let resource = turn_resource(&self.me, &turn.trigger.id);
@@ -343,14 +343,14 @@ impl<D: Door + 'static> Desk<D> {
         let mut publish = events;
         publish.extend(metric.as_ref().and_then(|metric| self.bill(metric)));
         let end = TurnEnd {
-            at: unix_now(),
+            at: self.unix_now(),
             outcome: outcome_name(&how).to_owned(),
             reason: reason_of(&how),
             reply,
             answer,
             metric: metric.and_then(|metric| metric.to_json().ok()),
         };
-        self.setup.store.end_turn(&turn.id.0, &end, None, &publish, &self.setup.relays)?;
+        self.setup.store.end_turn(&turn.id.0, &end, &publish, &self.setup.relays)?;
         self.setup.outbox.notify_one();
         if !done.is_reusable {
             self.live.remove(channel);
@@ -371,7 +371,7 @@ impl<D: Door + 'static> Desk<D> {
             channel_id: Some(channel.to_owned()),
             model: session.and_then(|session| session.model.clone()),
             stop: done.stop,
-            ended_at: Moment(unix_ms()),
+            ended_at: Moment(self.unix_ms()),
             observed: done.observed,
             pricing: None,
         };
@@ -392,27 +392,27 @@ impl<D: Door + 'static> Desk<D> {
         let Some(trigger) = self.setup.store.trigger_of(id)? else { return Ok(()) };
         let Some(message) = self.setup.store.message(&trigger)? else { return Ok(()) };
         let Some(row) = super::desk::row_of(&message.state) else { return Ok(()) };
-        self.setup.store.forget_answer(id)?;
         if !(self.setup.has_leases && said.starts_with("conflict: ")) {
             tracing::warn!(agent = %self.setup.name, said, "the relay refuses a reply for good");
             let dead = queue::Row { state: queue::State::Dead, reason: said.to_owned(), ..row };
-            return self.setup.store.set_state(&trigger, &state_of(&dead)).map(drop);
+            return self.setup.store.take_back(id, &trigger, &state_of(&dead));
         }
         let again = queue::Row { state: queue::State::Queued, ..row };
-        self.setup.store.set_state(&trigger, &state_of(&again))?;
+        self.setup.store.take_back(id, &trigger, &state_of(&again))?;
         self.tell_queue(queue::Input::Arrived(again.message))?;
         self.unjudged.insert(trigger);
         self.judge(&trigger)
     }
 
     pub(super) fn renew_leases(&mut self) {
-        let is_due = |turn: &&mut Running| turn.renewed.elapsed().as_secs() >= RENEW_SECS;
+        let now = self.mono_ms();
+        let is_due = |turn: &&mut Running| now.saturating_sub(turn.renewed) >= RENEW_MS;
         if !self.setup.has_leases {
             return;
         }
         let mut due = Vec::new();
         for turn in self.live.values_mut().filter_map(|live| live.turn.as_mut()).filter(is_due) {
-            turn.renewed = Instant::now();
+            turn.renewed = now;
             due.push((turn.id.clone(), turn_resource(&self.me, &turn.trigger.id), turn.epoch));
         }
         for (turn, resource, epoch) in due {
@@ -421,7 +421,7 @@ impl<D: Door + 'static> Desk<D> {
             tokio::spawn(async move {
                 let answer = door.submit(event).await;
                 // A lease that ran out while nobody wanted it still has our epoch: only another's ends the turn.
-                if answer.is_err_and(|refusal| refusal.prefix == Prefix::Conflict && refusal.text.starts_with("held")) {
+                if answer.as_ref().is_err_and(is_held) {
                     let _ = inner.send(Inner::Fenced(turn)).await;
                 }
             });
@@ -481,7 +481,11 @@ fn spawn(mut backend: Backend, inner: mpsc::Sender<Inner>, channel: String, gene
             }
         }
     }));
-    Live { orders, task, generation, session: None, turn: None, used: Instant::now() }
+    Live { orders, task, generation, session: None, turn: None, used: 0 }
+}
+
+fn is_held(refusal: &Refusal) -> bool {
+    matches!(Conflict::read(refusal), Some(Conflict::Held { .. }))
 }
 
 fn turn_resource(agent: &skep_proto::PubKey, trigger: &EventId) -> Resource {
@@ -513,8 +517,4 @@ fn reason_of(how: &Ended) -> String {
         Ended::Cancelled(why) => why.as_str().to_owned(),
         Ended::Answered(_) | Ended::Stuck | Ended::TooLong => String::new(),
     }
-}
-
-pub(super) fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }

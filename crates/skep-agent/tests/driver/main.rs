@@ -1,6 +1,7 @@
 //! An instance from mention to answer, against real records, a real ledger and real child processes.
 #![expect(clippy::unwrap_used, reason = "a test")]
 
+mod leading;
 mod relay;
 
 use std::sync::Arc;
@@ -18,7 +19,7 @@ use skep_proto::{Draft, Kind, PubKey, RawEvent, attestation, seal};
 use skep_store::AgentStore;
 use tokio::sync::oneshot;
 
-use relay::{HOME, Instance, Relay, now};
+use relay::{Always, HOME, Instance, Machine, Relay, now};
 
 fn keys(n: u8) -> Keypair {
     Keypair::from_seckey_slice(SECP256K1, &[n; 32]).unwrap()
@@ -57,6 +58,8 @@ fn setup(dir: &std::path::Path, instance: &str, backend: Backend) -> Setup {
         relays: vec![HOME.into()],
         has_leases: true,
         store: Arc::new(AgentStore::open(&dir.join(format!("{instance}.db"))).unwrap()),
+        host: Arc::new(Machine::default()),
+        lead: Arc::new(Always),
         outbox: Arc::default(),
         claims: Arc::default(),
     }

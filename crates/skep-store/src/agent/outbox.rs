@@ -3,8 +3,7 @@
 use rusqlite::{Transaction, params};
 use skep_proto::{EventId, RawEvent, Timestamp};
 
-use super::inbox::set_state;
-use super::{AgentStore, MessageState};
+use super::AgentStore;
 use crate::StoreError;
 
 /// An event that waits for a relay.
@@ -40,19 +39,9 @@ pub(super) fn put(txn: &Transaction<'_>, event: &RawEvent, relays: &[String], no
 }
 
 impl AgentStore {
-    /// Keeps events to be sent; and, in the same transaction, where a message stands now.
-    pub fn enqueue(
-        &self,
-        events: &[RawEvent],
-        relays: &[String],
-        now: Timestamp,
-        state: Option<(&EventId, &MessageState)>,
-    ) -> Result<(), StoreError> {
-        self.write(|txn| {
-            events.iter().try_for_each(|event| put(txn, event, relays, now))?;
-            let Some((id, state)) = state else { return Ok(()) };
-            set_state(txn, id, state).map(drop)
-        })
+    /// Keeps events to be sent.
+    pub fn enqueue(&self, events: &[RawEvent], relays: &[String], now: Timestamp) -> Result<(), StoreError> {
+        self.write(|txn| events.iter().try_for_each(|event| put(txn, event, relays, now)))
     }
 
     /// What is to be sent to a relay now, in the order it was made.

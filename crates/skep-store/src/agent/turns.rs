@@ -95,12 +95,11 @@ impl AgentStore {
         })
     }
 
-    /// Ends a turn: its outcome, where its message stands, and what is to be published, all or nothing.
+    /// Ends a turn: its outcome and what is to be published, all or nothing.
     pub fn end_turn(
         &self,
         turn: &str,
         end: &TurnEnd,
-        message: Option<(&EventId, &MessageState)>,
         events: &[RawEvent],
         relays: &[String],
     ) -> Result<(), StoreError> {
@@ -110,9 +109,6 @@ impl AgentStore {
             let answer = end.answer.map(|id| id.0);
             let values = params![end.at, end.outcome, end.reason, end.reply, answer, end.metric, turn];
             txn.prepare_cached(update)?.execute(values)?;
-            if let Some((id, state)) = message {
-                set_state(txn, id, state)?;
-            }
             events.iter().try_for_each(|event| put(txn, event, relays, end.at))
         })
     }
@@ -135,10 +131,24 @@ impl AgentStore {
         })
     }
 
-    /// A reply that no relay takes is no answer.
-    pub fn forget_answer(&self, answer: &EventId) -> Result<(), StoreError> {
+    /// A reply that its relay does not take is no answer: its message stands where `state` says.
+    pub fn take_back(&self, answer: &EventId, message: &EventId, state: &MessageState) -> Result<(), StoreError> {
         let update = "UPDATE turns SET answer = NULL, outcome = 'fenced' WHERE answer = ?";
-        self.write(|txn| txn.prepare_cached(update)?.execute(params![answer.0]).map(drop))
+        self.write(|txn| {
+            txn.prepare_cached(update)?.execute(params![answer.0])?;
+            set_state(txn, message, state).map(drop)
+        })
+    }
+
+    /// Replies that a relay refused for good, with what it said, and that were not taken back yet.
+    pub fn refused_answers(&self, relay: &str) -> Result<Vec<(EventId, String)>, StoreError> {
+        let select = "SELECT t.answer, d.said FROM deliveries d JOIN turns t ON t.answer = d.id
+            WHERE d.state = 'refused' AND d.relay = ? ORDER BY t.n";
+        self.read(|db| {
+            let mut select = db.prepare_cached(select)?;
+            let rows = select.query_map(params![relay], |row| Ok((EventId(row.get(0)?), row.get(1)?)))?;
+            rows.collect()
+        })
     }
 
     /// Turns that began and did not end: this process or another died in them, or they run now.
