@@ -83,7 +83,7 @@ fn a_turn_ends_with_its_reply_or_not_at_all() {
     assert_eq!(store.turns_with(&message.pubkey, 6).unwrap(), 1);
 
     let end = TurnEnd { at: 8, outcome: "answered".into(), answer: Some(reply.id), ..TurnEnd::default() };
-    store.end_turn("t1", &end, std::slice::from_ref(&reply), &relays(&["ws://a", "ws://b"])).unwrap();
+    store.end_turn("t1", &end, &[], std::slice::from_ref(&reply), &relays(&["ws://a", "ws://b"])).unwrap();
     drop(store);
     let store = open(&dir);
     assert_eq!(store.unfinished_turns().unwrap(), []);
@@ -99,6 +99,41 @@ fn a_turn_ends_with_its_reply_or_not_at_all() {
     assert_eq!(store.message(&message.id).unwrap().unwrap().state, state("queued", false));
     assert_eq!((store.answer_to(&message.id).unwrap(), store.trigger_of(&reply.id).unwrap()), (None, None));
     assert_eq!(store.due("ws://b", 0, 9).unwrap()[0].event, reply);
+}
+
+#[test]
+fn what_a_turn_holds_back_is_sent_when_it_is_let_go_and_not_forgotten_before() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(&dir);
+    let (held, bill) = (note(2), note(3));
+    for (turn, held) in [("t1", &held), ("t2", &note(4))] {
+        let row = TurnRow {
+            turn: turn.into(),
+            trigger: note(1).id,
+            epoch: 4,
+            attempt: 1,
+            channel: "c".into(),
+            author: note(1).pubkey,
+            started_at: 6,
+            prompt: "what it sees".into(),
+            end: None,
+        };
+        store.begin_turn(&row).unwrap();
+        let end = TurnEnd { at: 8, outcome: "answered".into(), answer: Some(held.id), ..TurnEnd::default() };
+        let (held, bill) = (std::slice::from_ref(held), std::slice::from_ref(&bill));
+        store.end_turn(turn, &end, held, bill, &relays(&["ws://a"])).unwrap();
+    }
+    let due = || store.due("ws://a", 0, 9).unwrap().into_iter().map(|outgoing| outgoing.event).collect::<Vec<_>>();
+    assert_eq!(due(), std::slice::from_ref(&bill), "what is not held goes");
+    store.delivered(&bill.id, "ws://a", &Delivery::Taken).unwrap();
+    assert_eq!(store.trim_outbox(10, 1_000).unwrap(), 1, "what is held stays");
+    let held_by = || store.held_turns().unwrap().into_iter().map(|row| row.turn).collect::<Vec<_>>();
+    assert_eq!(held_by(), ["t1", "t2"]);
+    store.release_held("t1").unwrap();
+    store.drop_held("t1").unwrap();
+    store.drop_held("t2").unwrap();
+    assert_eq!(due(), [held]);
+    assert_eq!(held_by(), Vec::<String>::new());
 }
 
 #[test]
@@ -165,7 +200,7 @@ fn the_file_is_private_and_a_newer_one_is_left_alone() {
     let path = open(&dir).path().to_owned();
     assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
     rusqlite::Connection::open(&path).unwrap().pragma_update(None, "user_version", 99).unwrap();
-    assert!(matches!(AgentStore::open(&path), Err(StoreError::Format { found: 99, known: 1 })));
+    assert!(matches!(AgentStore::open(&path), Err(StoreError::Format { found: 99, known: 2 })));
     std::fs::write(&path, "this is no database, and long enough to be looked at as one would be looked at").unwrap();
     assert!(matches!(AgentStore::open(&path), Err(StoreError::Corrupt(_))));
 }

@@ -1,12 +1,12 @@
 //! The state of the loop, and what the queue asks for.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
 use skep_core::audience::Loops;
 use skep_core::backend::Said;
-use skep_core::door::Door;
+use skep_core::door::{Accepted, Door};
 use skep_core::frames::Frames;
 use skep_core::leader::Role;
 use skep_core::meter::{Meter, Series};
@@ -20,6 +20,8 @@ use skep_store::StoreError;
 use skep_store::agent::{Delivery, MessageState};
 use tokio::sync::mpsc;
 
+use super::letter::Letter;
+use super::sealed::Held;
 use super::work::Live;
 use super::{Command, Input, Setup};
 
@@ -29,6 +31,8 @@ pub(super) enum Inner {
     Leased { message: queue::Message, attempt: u32, after: Option<Epoch>, answer: Result<Epoch, Refusal> },
     /// A turn's lease could not be kept.
     Fenced(TurnId),
+    /// The relay's answer about the end of a held reply's lease.
+    Completed { turn: String, answer: Result<Accepted, Refusal> },
     /// A word of a channel's backend; `None`: it is gone.
     Said { channel: String, generation: u64, said: Option<Said> },
 }
@@ -74,6 +78,10 @@ pub(super) struct Desk<D> {
     pub told: BTreeSet<(PubKey, String)>,
     /// Messages whose sender could not be judged yet.
     pub unjudged: BTreeSet<EventId>,
+    /// Replies that wait for the end of their leases, by turn.
+    pub held: BTreeMap<String, Held>,
+    /// What was said in direct messages: the id inside, and the event that it went out in. The oldest go first.
+    pub said_sealed: VecDeque<(EventId, EventId)>,
     pub inner: mpsc::Sender<Inner>,
     inner_rx: Option<mpsc::Receiver<Inner>>,
     wake_at: Option<UnixMs>,
@@ -106,6 +114,8 @@ impl<D: Door + 'static> Desk<D> {
             live: BTreeMap::new(),
             told: BTreeSet::new(),
             unjudged: BTreeSet::new(),
+            held: BTreeMap::new(),
+            said_sealed: VecDeque::new(),
             inner,
             inner_rx: Some(inner_rx),
             wake_at: None,
@@ -126,6 +136,7 @@ impl<D: Door + 'static> Desk<D> {
         for (answer, said) in desk.setup.store.refused_answers(&home)? {
             desk.refused(&answer, &home, &said)?;
         }
+        desk.take_up_held()?;
         Ok(desk)
     }
 
@@ -237,6 +248,7 @@ impl<D: Door + 'static> Desk<D> {
         match word {
             Inner::Leased { message, attempt, after, answer } => self.leased(message, attempt, after, answer),
             Inner::Fenced(turn) => self.cancel_turn(&turn, skep_core::turn::Cancel::Fenced),
+            Inner::Completed { turn, answer } => self.completed(&turn, answer),
             Inner::Said { channel, generation, said } => self.said(&channel, generation, said),
         }
     }
@@ -324,13 +336,19 @@ impl<D: Door + 'static> Desk<D> {
         self.judge(&id)
     }
 
+    /// A message of the inbox as it was written.
+    pub(super) fn letter(&self, id: &EventId) -> Result<Option<Letter>, StoreError> {
+        let message = self.setup.store.message(id)?;
+        Ok(message.and_then(|message| Letter::read(&self.setup.keys, &message.event)))
+    }
+
     fn react(&mut self, id: &EventId, reaction: Reaction) -> Result<(), StoreError> {
-        let Some(message) = self.setup.store.message(id)? else { return Ok(()) };
+        let Some(letter) = self.letter(id)? else { return Ok(()) };
         let sign = match reaction {
             Reaction::Eyes => "👀",
             Reaction::Hourglass => "⏳",
         };
-        self.publish_reaction(&message.event, sign)
+        self.publish_reaction(&letter, sign)
     }
 
     fn pause(&mut self, reason: &str) -> Result<(), StoreError> {
@@ -360,6 +378,7 @@ impl<D: Door + 'static> Desk<D> {
     fn beat(&mut self) -> Result<(), StoreError> {
         self.judge_again()?;
         self.renew_leases();
+        self.complete_held();
         self.close_idle();
         self.send_frames();
         Ok(())

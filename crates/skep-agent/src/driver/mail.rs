@@ -6,34 +6,63 @@ use skep_core::permit::{Answer, Effect as Permit, Nonce};
 use skep_core::{queue, turn};
 use skep_proto::agent::control::{self, Control, Status};
 use skep_proto::attestation::Attestation;
-use skep_proto::{EventId, Kind, PubKey, RawEvent, limits, mention, seal, thread};
+use skep_proto::{EventId, Kind, PubKey, RawEvent, Timestamp, limits, mention, seal, thread};
 use skep_store::StoreError;
 
 use super::desk::Desk;
+use super::letter::Letter;
 
 impl<D: Door + 'static> Desk<D> {
     pub(super) fn receive(&mut self, event: Box<RawEvent>, relay: &str) -> Result<(), StoreError> {
         match event.kind {
             _ if event.pubkey == self.me => self.own_event(&event),
-            // Sealed messages need sealed replies; until both are here, none is read and none is answered in clear.
-            Kind::DIRECT_MESSAGE | Kind::PRIVATE_MESSAGE | Kind::GIFT_WRAP => Ok(()),
+            Kind::DIRECT_MESSAGE | Kind::GIFT_WRAP => self.sealed(event, relay),
+            // Never an event by itself.
+            Kind::PRIVATE_MESSAGE => Ok(()),
             // Nobody sends from so far ahead; a relay that takes it is no reason to.
             _ if event.created_at > self.unix_now() + AHEAD_SECS_MAX => Ok(()),
             Kind::AGENT_FRAME => self.control(&event),
             Kind::REACTION => self.reaction(&event),
             _ if self.setup.store.has_message(&event.id)? => Ok(()),
             _ if mention::find(&event, &self.me, Some(&self.setup.name)).is_some() => {
-                let message = queue::Message {
-                    id: event.id,
-                    from: event.pubkey,
-                    channel: channel(&event),
-                    arrived_at: self.unix_ms(),
-                    expires_at: event.expiration().map(|at| at.saturating_mul(1_000)),
-                    priority: queue::Priority::Normal,
-                };
+                let message = self.message(&event, channel(&event), event.pubkey, event.expiration());
                 self.arrive(event, relay, message)
             }
             _ => Ok(()),
+        }
+    }
+
+    /// A direct message: whoever wrote it is inside.
+    fn sealed(&mut self, event: Box<RawEvent>, relay: &str) -> Result<(), StoreError> {
+        if self.setup.store.has_message(&event.id)? {
+            return Ok(());
+        }
+        let Some(letter) = Letter::read(&self.setup.keys, &event) else { return Ok(()) };
+        if letter.pubkey == self.me {
+            return self.own_event(&letter);
+        }
+        match letter.kind {
+            _ if letter.created_at > self.unix_now() + AHEAD_SECS_MAX => Ok(()),
+            Kind::REACTION => self.reaction(&letter),
+            // A client that did not hear of its delivery wraps the same message again.
+            Kind::DIRECT_MESSAGE | Kind::PRIVATE_MESSAGE if !self.setup.store.has_acted(&letter.id)? => {
+                let channel = format!("dm:{}", letter.pubkey);
+                let message = self.message(&event, channel, letter.pubkey, letter.expiration(&event));
+                self.arrive(event, relay, message)?;
+                self.setup.store.act_once(&letter.id, self.unix_now()).map(drop)
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn message(&self, event: &RawEvent, channel: String, from: PubKey, expires: Option<Timestamp>) -> queue::Message {
+        queue::Message {
+            id: event.id,
+            from,
+            channel,
+            arrived_at: self.unix_ms(),
+            expires_at: expires.map(|at| at.saturating_mul(1_000)),
+            priority: queue::Priority::Normal,
         }
     }
 
@@ -59,12 +88,11 @@ impl<D: Door + 'static> Desk<D> {
     }
 
     pub(super) fn judge(&mut self, id: &EventId) -> Result<(), StoreError> {
-        let Some(message) = self.setup.store.message(id)? else { return Ok(()) };
-        let event = message.event;
-        let asker = self.asker(&event);
-        let place = if is_direct(&event) { Place::Direct } else { Place::Channel };
+        let Some(letter) = self.letter(id)? else { return Ok(()) };
+        let asker = self.asker(&letter);
+        let place = if letter.is_sealed() { Place::Direct } else { Place::Channel };
         let verdict = match self.setup.audience.judge(&asker, place) {
-            Verdict::Admit => self.loops.judge(self.me, &asker, thread::hop(&event), self.unix_now()),
+            Verdict::Admit => self.loops.judge(self.me, &asker, thread::hop(&letter), self.unix_now()),
             other => other,
         };
         let id = *id;
@@ -79,8 +107,8 @@ impl<D: Door + 'static> Desk<D> {
             }
             Verdict::AskOwner(why) => {
                 self.tell_queue(queue::Input::Refused { id, reason: why.to_string() })?;
-                if self.is_prompter() && self.told.insert((event.pubkey, why.to_string())) {
-                    self.tell_owner(&event, &format!("{why}; only you can let them go on"))?;
+                if self.is_prompter() && self.told.insert((letter.pubkey, why.to_string())) {
+                    self.tell_owner(&letter, &format!("{why}; only you can let them go on"))?;
                 }
             }
         }
@@ -142,6 +170,7 @@ impl<D: Door + 'static> Desk<D> {
     /// 👍 or 👎 of the owner on a card.
     fn reaction(&mut self, event: &RawEvent) -> Result<(), StoreError> {
         let Some(card) = event.tags.values("e").last().and_then(|id| id.parse().ok()) else { return Ok(()) };
+        let card = self.carrier_of(&card).unwrap_or(card);
         let is_yes = match event.content.as_str() {
             "👍" | "+" | "" | "✅" => true,
             "👎" | "-" | "❌" => false,
@@ -216,10 +245,5 @@ fn channel(event: &RawEvent) -> String {
     {
         return format!("c:{root}");
     }
-    let place = if is_direct(event) { "dm" } else { "notes" };
-    format!("{place}:{}", event.pubkey)
-}
-
-fn is_direct(event: &RawEvent) -> bool {
-    matches!(event.kind, Kind::DIRECT_MESSAGE | Kind::PRIVATE_MESSAGE)
+    format!("notes:{}", event.pubkey)
 }

@@ -6,12 +6,14 @@
 //! the outbox. Must not: decide anything (core does), or publish what is not stored first.
 //!
 //! `desk` the loop's state and the queue's effects · `mail` what an event is · `work` turns · `post` what is published ·
-//! `host` the machine's clocks
+//! `letter` a message however it came · `sealed` direct messages · `host` the machine's clocks
 
 mod desk;
 mod host;
+mod letter;
 mod mail;
 mod post;
+mod sealed;
 mod work;
 
 use std::sync::Arc;

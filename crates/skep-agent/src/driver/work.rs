@@ -15,6 +15,7 @@ use tokio::sync::mpsc;
 use tokio_util::task::AbortOnDropHandle;
 
 use super::desk::{Desk, Inner, state_of};
+use super::letter::{Form, Letter};
 use crate::Backend;
 
 /// Seconds that a turn's lease is good for, and milliseconds between renewals: two may fail.
@@ -42,7 +43,7 @@ pub(super) struct Live {
 struct Running {
     id: TurnId,
     machine: Turn,
-    trigger: RawEvent,
+    trigger: Letter,
     epoch: Epoch,
     /// By the steady clock.
     renewed: u64,
@@ -88,7 +89,7 @@ impl<D: Door + 'static> Desk<D> {
         });
     }
 
-    fn request(&self, resource: &Resource, op: Op) -> RawEvent {
+    pub(super) fn request(&self, resource: &Resource, op: Op) -> RawEvent {
         let request = Request { resource: resource.clone(), op, instance: self.setup.instance.clone() };
         self.sign(request.draft(self.unix_now()))
     }
@@ -117,18 +118,18 @@ impl<D: Door + 'static> Desk<D> {
             let until = self.unix_ms() + limits::RETRY_MS_MIN;
             return self.tell_queue(not_started(NotStarted::Wait { reason, until }));
         }
-        let stored = self.setup.store.message(&id)?.filter(|_| self.is_prompter());
-        let Some(stored) = stored else {
+        let letter = self.letter(&id)?.filter(|_| self.is_prompter());
+        let Some(letter) = letter else {
             let (reason, until) = ("another instance leads".to_owned(), self.unix_ms() + NO_WORD_MS);
             return self.tell_queue(not_started(NotStarted::Wait { reason, until }));
         };
-        self.begin(message, stored.event, attempt, epoch)
+        self.begin(message, letter, attempt, epoch)
     }
 
     fn begin(
         &mut self,
         message: queue::Message,
-        trigger: RawEvent,
+        trigger: Letter,
         attempt: u32,
         epoch: Epoch,
     ) -> Result<(), StoreError> {
@@ -137,7 +138,7 @@ impl<D: Door + 'static> Desk<D> {
         // What the model will see is on disk before the model sees it.
         let row = TurnRow {
             turn: turn.0.clone(),
-            trigger: trigger.id,
+            trigger: trigger.carrier,
             epoch,
             attempt,
             channel: message.channel.clone(),
@@ -149,7 +150,8 @@ impl<D: Door + 'static> Desk<D> {
         self.setup.store.begin_turn(&row)?;
         let now = self.mono_ms();
         let live = self.backend(&message.channel)?;
-        let (machine, effects) = Turn::start(now, live.1, vec![trigger.id], attempt, live.0.session.clone(), prompt);
+        let (machine, effects) =
+            Turn::start(now, live.1, vec![trigger.carrier], attempt, live.0.session.clone(), prompt);
         live.0.turn = Some(Running { id: turn.clone(), machine, trigger, epoch, renewed: now });
         live.0.used = now;
         self.tell_queue(queue::Input::Started { id: message.id, turn, epoch })?;
@@ -326,12 +328,15 @@ impl<D: Door + 'static> Desk<D> {
         live.used = self.setup.host.steady_ms();
         let closed = self.permits.end_turn(&turn.id);
         self.settle_permits(closed)?;
-        let resource = turn_resource(&self.me, &turn.trigger.id);
+        let resource = turn_resource(&self.me, &turn.trigger.carrier);
         let (events, how, reply) = match &done.outcome {
             Outcome::Reply { text, is_cut } => {
                 let events = self.reply(&turn.trigger, text, *is_cut, &resource, turn.epoch);
-                let last = events.last().map(|event| event.id);
-                (events, Ended::Answered(last), text.clone())
+                let how = match events.last() {
+                    Some(last) => Ended::Answered(Some(last.id)),
+                    None => Ended::Failed(BackendError::Other("its reply cannot be sealed".to_owned())),
+                };
+                (events, how, text.clone())
             }
             Outcome::Failed(error) => (Vec::new(), Ended::Failed(error.clone()), String::new()),
             Outcome::Cancelled(why) => (Vec::new(), Ended::Cancelled(*why), String::new()),
@@ -340,7 +345,8 @@ impl<D: Door + 'static> Desk<D> {
         };
         let answer = events.last().map(|event| event.id);
         let metric = self.measure(channel, &turn.id, &done)?;
-        let mut publish = events;
+        let is_held = turn.trigger.form == Form::Wrapped && self.setup.has_leases && answer.is_some();
+        let (held, mut publish) = if is_held { (events, Vec::new()) } else { (Vec::new(), events) };
         publish.extend(metric.as_ref().and_then(|metric| self.bill(metric)));
         let end = TurnEnd {
             at: self.unix_now(),
@@ -350,8 +356,11 @@ impl<D: Door + 'static> Desk<D> {
             answer,
             metric: metric.and_then(|metric| metric.to_json().ok()),
         };
-        self.setup.store.end_turn(&turn.id.0, &end, &publish, &self.setup.relays)?;
+        self.setup.store.end_turn(&turn.id.0, &end, &held, &publish, &self.setup.relays)?;
         self.setup.outbox.notify_one();
+        if is_held {
+            self.hold_reply(&turn.id.0, turn.trigger.carrier, turn.epoch, answer);
+        }
         if !done.is_reusable {
             self.live.remove(channel);
         }
@@ -389,6 +398,10 @@ impl<D: Door + 'static> Desk<D> {
         if self.setup.relays.first().is_none_or(|home| home != relay) {
             return Ok(());
         }
+        self.take_back(id, said)
+    }
+
+    pub(super) fn take_back(&mut self, id: &EventId, said: &str) -> Result<(), StoreError> {
         let Some(trigger) = self.setup.store.trigger_of(id)? else { return Ok(()) };
         let Some(message) = self.setup.store.message(&trigger)? else { return Ok(()) };
         let Some(row) = super::desk::row_of(&message.state) else { return Ok(()) };
@@ -413,7 +426,7 @@ impl<D: Door + 'static> Desk<D> {
         let mut due = Vec::new();
         for turn in self.live.values_mut().filter_map(|live| live.turn.as_mut()).filter(is_due) {
             turn.renewed = now;
-            due.push((turn.id.clone(), turn_resource(&self.me, &turn.trigger.id), turn.epoch));
+            due.push((turn.id.clone(), turn_resource(&self.me, &turn.trigger.carrier), turn.epoch));
         }
         for (turn, resource, epoch) in due {
             let event = self.request(&resource, Op::Renew { epoch, ttl_secs: LEASE_SECS });
@@ -441,7 +454,7 @@ impl<D: Door + 'static> Desk<D> {
     }
 
     pub(super) fn is_running(&self, trigger: &EventId) -> bool {
-        self.live.values().filter_map(|live| live.turn.as_ref()).any(|turn| turn.trigger.id == *trigger)
+        self.live.values().filter_map(|live| live.turn.as_ref()).any(|turn| turn.trigger.carrier == *trigger)
     }
 
     pub(super) fn running_turns(&self, channel: Option<&str>) -> Vec<TurnId> {
@@ -454,7 +467,7 @@ impl<D: Door + 'static> Desk<D> {
         self.live.iter().find(|(_, live)| is_it(live)).map(|(channel, _)| channel.clone())
     }
 
-    pub(super) fn trigger_of_turn(&self, turn: &TurnId) -> Option<&RawEvent> {
+    pub(super) fn trigger_of_turn(&self, turn: &TurnId) -> Option<&Letter> {
         let running = self.live.values().filter_map(|live| live.turn.as_ref());
         running.into_iter().find(|running| running.id == *turn).map(|running| &running.trigger)
     }
@@ -488,7 +501,7 @@ fn is_held(refusal: &Refusal) -> bool {
     matches!(Conflict::read(refusal), Some(Conflict::Held { .. }))
 }
 
-fn turn_resource(agent: &skep_proto::PubKey, trigger: &EventId) -> Resource {
+pub(super) fn turn_resource(agent: &skep_proto::PubKey, trigger: &EventId) -> Resource {
     Resource::new(&format!("turn:{agent}:{trigger}")).expect("invariant: two keys in hex are a resource")
 }
 

@@ -9,7 +9,7 @@ use super::*;
 use crate::relay::Lost;
 
 /// Waits until a message is in a state.
-async fn until_is(store: &AgentStore, id: &skep_proto::EventId, name: &str) {
+pub async fn until_is(store: &AgentStore, id: &skep_proto::EventId, name: &str) {
     let found = tokio::time::timeout(Duration::from_secs(30), async {
         while store.message(id).unwrap().is_none_or(|message| message.state.name != name) {
             tokio::time::sleep(Duration::from_millis(10)).await;

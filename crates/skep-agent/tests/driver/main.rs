@@ -3,6 +3,7 @@
 
 mod leading;
 mod relay;
+mod sealed;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -298,21 +299,6 @@ async fn two_agents_stop_at_the_hop_limit_and_only_the_owner_is_told_once() {
     instance.event(&mention(OWNER, "hello")).await;
     relay.wait_for(Kind::NOTE, 3).await;
     assert_eq!(relay.accepted(Kind::NOTE).len(), 3, "told once");
-}
-
-#[tokio::test]
-async fn a_sealed_message_is_not_answered_in_clear() {
-    let (dir, relay) = (tempfile::tempdir().unwrap(), Arc::new(Relay::default()));
-    let instance = Instance::start(setup(dir.path(), "a", demo()), &relay);
-    instance.tell(PROMPTER).await;
-    for kind in [Kind::DIRECT_MESSAGE, Kind::GIFT_WRAP] {
-        let draft = Draft::new(kind, now(), "sealed").tag(["p", &pubkey(AGENT).to_hex()]);
-        instance.event(draft.sign(&keys(OWNER), &[0; 32]).raw()).await;
-    }
-    instance.event(&mention(OWNER, "hello")).await;
-    relay.wait_for(Kind::NOTE, 1).await;
-    assert_eq!(relay.accepted(Kind::DIRECT_MESSAGE), []);
-    assert_eq!(relay.accepted(Kind::COMMENT), []);
 }
 
 #[tokio::test]

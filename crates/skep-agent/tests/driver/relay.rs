@@ -125,6 +125,17 @@ impl Relay {
         self.accepted.lock().unwrap().iter().filter(|event| event.kind == kind).cloned().collect()
     }
 
+    pub fn all(&self) -> Vec<RawEvent> {
+        self.accepted.lock().unwrap().clone()
+    }
+
+    /// The resources whose leases have ended for ever.
+    pub fn completed(&self) -> Vec<String> {
+        let ledger = self.ledger.lock().unwrap();
+        let leases = ledger.iter().flat_map(|rows| &rows.0.0);
+        leases.filter(|(_, lease)| lease.completed).map(|(resource, _)| resource.to_string()).collect()
+    }
+
     /// Waits until so many events of a kind were accepted.
     pub async fn wait_for(&self, kind: Kind, count: usize) -> Vec<RawEvent> {
         let found = tokio::time::timeout(Duration::from_secs(30), async {
@@ -169,10 +180,15 @@ pub struct Instance {
 
 impl Instance {
     pub fn start(setup: Setup, relay: &Arc<Relay>) -> Self {
+        Self::start_at(setup, Arc::clone(relay), relay)
+    }
+
+    /// With a door of its own to the relay.
+    pub fn start_at<D: Door + 'static>(setup: Setup, door: Arc<D>, relay: &Arc<Relay>) -> Self {
         let (inputs, driver_inputs) = mpsc::channel(skep_agent::driver::INPUTS_MAX);
         let (store, outbox) = (Arc::clone(&setup.store), Arc::clone(&setup.outbox));
         let pump = tokio::spawn(pump(Arc::clone(relay), Arc::clone(&store), outbox, inputs.clone()));
-        let driver = tokio::spawn(skep_agent::driver::run(setup, Arc::clone(relay), driver_inputs));
+        let driver = tokio::spawn(skep_agent::driver::run(setup, door, driver_inputs));
         Self { inputs, store, driver, pump }
     }
 

@@ -197,7 +197,7 @@ impl Task {
                     let lease = self.lease();
                     let may_act = self.at_files(move |local| local.may_act(lease)).await;
                     let _ = reply.send(may_act);
-                    if may_act {
+                    if may_act || !matches!(self.says.borrow().role, Role::Prompter(_)) {
                         continue;
                     }
                     // Whoever asked steps back by it, so it is told how things stand, changed or not.

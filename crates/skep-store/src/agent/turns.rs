@@ -4,7 +4,7 @@ use rusqlite::{OptionalExtension, Row, params};
 use skep_proto::{EventId, PubKey, RawEvent, Timestamp};
 
 use super::inbox::set_state;
-use super::outbox::put;
+use super::outbox::{put, put_as};
 use super::{AgentStore, MessageState};
 use crate::StoreError;
 
@@ -95,11 +95,12 @@ impl AgentStore {
         })
     }
 
-    /// Ends a turn: its outcome and what is to be published, all or nothing.
+    /// Ends a turn: its outcome and what is to be published, all or nothing. `held`: not before it is let go.
     pub fn end_turn(
         &self,
         turn: &str,
         end: &TurnEnd,
+        held: &[RawEvent],
         events: &[RawEvent],
         relays: &[String],
     ) -> Result<(), StoreError> {
@@ -109,6 +110,7 @@ impl AgentStore {
             let answer = end.answer.map(|id| id.0);
             let values = params![end.at, end.outcome, end.reason, end.reply, answer, end.metric, turn];
             txn.prepare_cached(update)?.execute(values)?;
+            held.iter().try_for_each(|event| put_as(txn, event, relays, end.at, Some(turn)))?;
             events.iter().try_for_each(|event| put(txn, event, relays, end.at))
         })
     }
@@ -149,6 +151,12 @@ impl AgentStore {
             let rows = select.query_map(params![relay], |row| Ok((EventId(row.get(0)?), row.get(1)?)))?;
             rows.collect()
         })
+    }
+
+    /// Turns whose replies are held.
+    pub fn held_turns(&self) -> Result<Vec<TurnRow>, StoreError> {
+        let held = "SELECT o.held_by FROM deliveries d JOIN outbox o USING (id) WHERE d.state = 'held'";
+        self.turns(&format!("WHERE turn IN ({held}) ORDER BY n"), u32::MAX)
     }
 
     /// Turns that began and did not end: this process or another died in them, or they run now.
