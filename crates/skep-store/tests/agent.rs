@@ -75,6 +75,7 @@ fn a_turn_ends_with_its_reply_or_not_at_all() {
         author: message.pubkey,
         started_at: 6,
         prompt: "what it sees".into(),
+        reserved: Some("5".into()),
         end: None,
     };
     store.begin_turn(&row).unwrap();
@@ -82,7 +83,13 @@ fn a_turn_ends_with_its_reply_or_not_at_all() {
     assert_eq!(store.unfinished_turns().unwrap(), std::slice::from_ref(&row));
     assert_eq!(store.turns_with(&message.pubkey, 6).unwrap(), 1);
 
-    let end = TurnEnd { at: 8, outcome: "answered".into(), answer: Some(reply.id), ..TurnEnd::default() };
+    let end = TurnEnd {
+        at: 8,
+        outcome: "answered".into(),
+        answer: Some(reply.id),
+        charge: Some("3".into()),
+        ..TurnEnd::default()
+    };
     store.end_turn("t1", &end, &[], std::slice::from_ref(&reply), &relays(&["ws://a", "ws://b"])).unwrap();
     drop(store);
     let store = open(&dir);
@@ -116,6 +123,7 @@ fn what_a_turn_holds_back_is_sent_when_it_is_let_go_and_not_forgotten_before() {
             author: note(1).pubkey,
             started_at: 6,
             prompt: "what it sees".into(),
+            reserved: None,
             end: None,
         };
         store.begin_turn(&row).unwrap();

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use skep_core::audience::Loops;
 use skep_core::backend::Said;
+use skep_core::budget::Budget;
 use skep_core::door::{Accepted, Door};
 use skep_core::frames::Frames;
 use skep_core::leader::Role;
@@ -28,7 +29,7 @@ use super::{Command, Input, Setup};
 /// What tasks of this loop tell it.
 pub(super) enum Inner {
     /// The relay's answer about a turn's lease.
-    Leased { message: queue::Message, attempt: u32, after: Option<Epoch>, answer: Result<Epoch, Refusal> },
+    Leased { prompt: Prompt, answer: Result<Epoch, Refusal> },
     /// A turn's lease could not be kept.
     Fenced(TurnId),
     /// The relay's answer about the end of a held reply's lease.
@@ -46,6 +47,15 @@ enum Event {
     Beat,
 }
 
+/// A turn that is about to begin.
+pub(super) struct Prompt {
+    pub turn: TurnId,
+    pub message: queue::Message,
+    pub attempt: u32,
+    /// The epoch of a turn whose end nobody saw.
+    pub after: Option<Epoch>,
+}
+
 /// Words of all backends that wait for the loop. A full channel makes the backends wait.
 const INNER_MAX: usize = 256;
 
@@ -61,6 +71,7 @@ pub(super) struct Desk<D> {
     pub me: PubKey,
     pub queue: Queue,
     pub meter: Meter,
+    pub budget: Budget,
     pub permits: Permits,
     pub loops: Loops,
     pub frames: Frames,
@@ -102,6 +113,7 @@ impl<D: Door + 'static> Desk<D> {
         let mut desk = Self {
             me,
             queue,
+            budget: super::purse::restore(&setup, me, now / 1_000)?,
             meter: Meter::new(format!("skep/{}", setup.name), series),
             permits: Permits::new(setup.policy.clone(), owner),
             loops: Loops::default(),
@@ -246,7 +258,7 @@ impl<D: Door + 'static> Desk<D> {
 
     fn hear(&mut self, word: Inner) -> Result<(), StoreError> {
         match word {
-            Inner::Leased { message, attempt, after, answer } => self.leased(message, attempt, after, answer),
+            Inner::Leased { prompt, answer } => self.leased(prompt, answer),
             Inner::Fenced(turn) => self.cancel_turn(&turn, skep_core::turn::Cancel::Fenced),
             Inner::Completed { turn, answer } => self.completed(&turn, answer),
             Inner::Said { channel, generation, said } => self.said(&channel, generation, said),
@@ -290,7 +302,7 @@ impl<D: Door + 'static> Desk<D> {
         for effect in effects {
             match effect {
                 Effect::Store(row) => self.store_row(&row)?,
-                Effect::Prompt { message, attempt, after } => self.take_lease(message, attempt, after),
+                Effect::Prompt { message, attempt, after } => self.prompt(message, attempt, after)?,
                 // No backend of ours can be given a message while it works on another.
                 Effect::Steer { turn, message } => {
                     self.tell_queue(queue::Input::Steered { id: message.id, turn, is_taken: false })?;

@@ -6,13 +6,14 @@
 //! the outbox. Must not: decide anything (core does), or publish what is not stored first.
 //!
 //! `desk` the loop's state and the queue's effects · `mail` what an event is · `work` turns · `post` what is published ·
-//! `letter` a message however it came · `sealed` direct messages · `host` the machine's clocks
+//! `purse` its budget · `letter` a message however it came · `sealed` direct messages · `host` the machine's clocks
 
 mod desk;
 mod host;
 mod letter;
 mod mail;
 mod post;
+mod purse;
 mod sealed;
 mod work;
 
@@ -21,6 +22,7 @@ use std::sync::Arc;
 use skep_core::audience::Audience;
 use skep_core::door::Door;
 use skep_core::leader::Role;
+use skep_core::meter::PriceTable;
 use skep_core::permit::Policy;
 use skep_core::{queue, turn};
 use skep_proto::name::AgentName;
@@ -52,6 +54,9 @@ pub struct Setup {
     pub system: String,
     /// The backend of a channel is started from this.
     pub spec: Spec,
+    pub budget: skep_core::budget::Limits,
+    /// What tokens cost where the backend does not say.
+    pub prices: Option<PriceTable>,
     /// Where replies go; the first is the home relay, which grants leases.
     pub relays: Vec<String>,
     /// Whether the home relay grants leases.

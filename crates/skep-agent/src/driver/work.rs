@@ -2,7 +2,7 @@
 
 use skep_core::backend::{AskId, BackendError, Order, Said, Session};
 use skep_core::door::{Accepted, Door};
-use skep_core::meter::Measured;
+use skep_core::meter::{Measured, Observed};
 use skep_core::permit::{Nonce, Origin};
 use skep_core::queue::{self, Ended, NotStarted};
 use skep_core::turn::{Cancel, Done, Effect, Outcome, Turn, TurnId};
@@ -14,7 +14,7 @@ use skep_store::agent::{SessionRow, TurnEnd, TurnRow};
 use tokio::sync::mpsc;
 use tokio_util::task::AbortOnDropHandle;
 
-use super::desk::{Desk, Inner, state_of};
+use super::desk::{Desk, Inner, Prompt, state_of};
 use super::letter::{Form, Letter};
 use crate::Backend;
 
@@ -24,6 +24,9 @@ const RENEW_MS: u64 = 10_000;
 
 /// Milliseconds until a turn that could not begin for want of the relay's word is tried again.
 const NO_WORD_MS: u64 = 1_000;
+
+/// Why a turn does not begin beside another of its channel or its message.
+const STILL_RUNS: &str = "the turn before it may still run";
 
 /// Backends that are kept though nothing runs on them, beyond those that `parallel` allows to run.
 const IDLE_MAX: usize = 4;
@@ -62,14 +65,15 @@ impl Live {
 impl<D: Door + 'static> Desk<D> {
     /// Asks the relay for the turn's lease. An instance that died may hold it; whoever prompts now takes it over, and
     /// the epoch keeps the old one out.
-    pub(super) fn take_lease(&mut self, message: queue::Message, attempt: u32, after: Option<Epoch>) {
+    pub(super) fn take_lease(&mut self, prompt: Prompt) {
         let inner = self.inner.clone();
+        let after = prompt.after;
         if !self.setup.has_leases {
             let answer = Ok(after.map_or(1, |epoch| epoch + 1));
-            tokio::spawn(async move { drop(inner.send(Inner::Leased { message, attempt, after, answer }).await) });
+            tokio::spawn(async move { drop(inner.send(Inner::Leased { prompt, answer }).await) });
             return;
         }
-        let resource = turn_resource(&self.me, &message.id);
+        let resource = turn_resource(&self.me, &prompt.message.id);
         let acquire = self.request(&resource, Op::Acquire { ttl_secs: LEASE_SECS });
         let steal = self.request(&resource, Op::Steal { ttl_secs: LEASE_SECS });
         let door = std::sync::Arc::clone(&self.door);
@@ -85,7 +89,7 @@ impl<D: Door + 'static> Desk<D> {
             }
             let answer = answer.and_then(epoch_of);
             // The loop has ended: nobody waits for it.
-            let _ = inner.send(Inner::Leased { message, attempt, after, answer }).await;
+            let _ = inner.send(Inner::Leased { prompt, answer }).await;
         });
     }
 
@@ -94,46 +98,32 @@ impl<D: Door + 'static> Desk<D> {
         self.sign(request.draft(self.unix_now()))
     }
 
-    pub(super) fn leased(
-        &mut self,
-        message: queue::Message,
-        attempt: u32,
-        after: Option<Epoch>,
-        answer: Result<Epoch, Refusal>,
-    ) -> Result<(), StoreError> {
-        let id = message.id;
-        let not_started = |why| queue::Input::NotStarted { id, why };
-        let epoch = match answer {
-            Ok(epoch) => epoch,
+    pub(super) fn leased(&mut self, prompt: Prompt, answer: Result<Epoch, Refusal>) -> Result<(), StoreError> {
+        let id = prompt.message.id;
+        let wait = |reason: String, until| NotStarted::Wait { reason, until };
+        let soon = self.unix_ms() + NO_WORD_MS;
+        let why = match answer {
             Err(refusal) if matches!(Conflict::read(&refusal), Some(Conflict::Completed { .. })) => {
-                return self.tell_queue(not_started(NotStarted::Answered(None)));
+                NotStarted::Answered(None)
             }
-            Err(refusal) => {
-                let until = self.unix_ms() + NO_WORD_MS;
-                return self.tell_queue(not_started(NotStarted::Wait { reason: refusal.to_string(), until }));
+            Err(refusal) => wait(refusal.to_string(), soon),
+            Ok(epoch) if prompt.after.is_some_and(|before| epoch <= before) => {
+                wait(STILL_RUNS.into(), self.unix_ms() + limits::RETRY_MS_MIN)
             }
+            Ok(_) if self.turn_of(&prompt.message.channel).is_some() => {
+                wait(STILL_RUNS.into(), self.unix_ms() + limits::RETRY_MS_MIN)
+            }
+            Ok(epoch) => match self.letter(&id)?.filter(|_| self.is_prompter()) {
+                Some(letter) => return self.begin(prompt, letter, epoch),
+                None => wait("another instance leads".into(), soon),
+            },
         };
-        if after.is_some_and(|before| epoch <= before) || self.turn_of(&message.channel).is_some() {
-            let reason = "the turn before it may still run".to_owned();
-            let until = self.unix_ms() + limits::RETRY_MS_MIN;
-            return self.tell_queue(not_started(NotStarted::Wait { reason, until }));
-        }
-        let letter = self.letter(&id)?.filter(|_| self.is_prompter());
-        let Some(letter) = letter else {
-            let (reason, until) = ("another instance leads".to_owned(), self.unix_ms() + NO_WORD_MS);
-            return self.tell_queue(not_started(NotStarted::Wait { reason, until }));
-        };
-        self.begin(message, letter, attempt, epoch)
+        self.budget.cancel(&prompt.turn);
+        self.tell_queue(queue::Input::NotStarted { id, why })
     }
 
-    fn begin(
-        &mut self,
-        message: queue::Message,
-        trigger: Letter,
-        attempt: u32,
-        epoch: Epoch,
-    ) -> Result<(), StoreError> {
-        let turn = TurnId(faster_hex::hex_string(&self.random::<16>()));
+    fn begin(&mut self, prompt: Prompt, trigger: Letter, epoch: Epoch) -> Result<(), StoreError> {
+        let Prompt { turn, message, attempt, .. } = prompt;
         let prompt = self.render(&message, &trigger)?;
         // What the model will see is on disk before the model sees it.
         let row = TurnRow {
@@ -145,6 +135,7 @@ impl<D: Door + 'static> Desk<D> {
             author: trigger.pubkey,
             started_at: self.unix_now(),
             prompt: prompt.clone(),
+            reserved: self.reserved(&turn),
             end: None,
         };
         self.setup.store.begin_turn(&row)?;
@@ -181,10 +172,11 @@ impl<D: Door + 'static> Desk<D> {
             live.session = Some(session.clone());
         }
         let effects = match &mut live.turn {
-            Some(turn) => turn.machine.handle_said(now, said),
+            Some(turn) => turn.machine.handle_said(now, said.clone()),
             None => return self.said_between_turns(channel, &said, is_gone),
         };
         self.do_turn(channel, effects)?;
+        self.check_cost(channel, &said)?;
         if is_gone {
             self.live.remove(channel);
         }
@@ -348,7 +340,9 @@ impl<D: Door + 'static> Desk<D> {
         let is_held = turn.trigger.form == Form::Wrapped && self.setup.has_leases && answer.is_some();
         let (held, mut publish) = if is_held { (events, Vec::new()) } else { (Vec::new(), events) };
         publish.extend(metric.as_ref().and_then(|metric| self.bill(metric)));
+        let charge = self.settle(&turn.id, &how, metric.as_ref());
         let end = TurnEnd {
+            charge,
             at: self.unix_now(),
             outcome: outcome_name(&how).to_owned(),
             reason: reason_of(&how),
@@ -384,7 +378,7 @@ impl<D: Door + 'static> Desk<D> {
             observed: done.observed,
             pricing: None,
         };
-        let Some((metric, _)) = self.meter.measure(measured, None) else { return Ok(None) };
+        let Some((metric, _)) = self.meter.measure(measured, self.setup.prices.as_ref()) else { return Ok(None) };
         if let Some(session) = session {
             self.keep_session(channel, &session.id.clone())?;
         }
@@ -474,6 +468,12 @@ impl<D: Door + 'static> Desk<D> {
 
     pub(super) fn session_of(&self, channel: &str) -> Option<String> {
         self.live.get(channel)?.session.as_ref().map(|session| session.id.clone())
+    }
+
+    /// The turn of a channel, its session, and what it has used so far.
+    pub(super) fn running_cost(&self, channel: &str) -> Option<(TurnId, Option<String>, Observed)> {
+        let turn = self.live.get(channel)?.turn.as_ref()?;
+        Some((turn.id.clone(), self.session_of(channel), *turn.machine.observed()))
     }
 
     pub(super) fn turn_of(&self, channel: &str) -> Option<String> {

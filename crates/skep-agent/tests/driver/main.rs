@@ -1,6 +1,10 @@
 //! An instance from mention to answer, against real records, a real ledger and real child processes.
 #![expect(clippy::unwrap_used, reason = "a test")]
 
+#[path = "../mock_model/mod.rs"]
+mod mock_model;
+
+mod budget;
 mod leading;
 mod relay;
 mod sealed;
@@ -56,6 +60,8 @@ fn setup(dir: &std::path::Path, instance: &str, backend: Backend) -> Setup {
         policy: permit::Policy::default(),
         system: "You are worker.".into(),
         spec: Spec::new(backend, dir, env),
+        budget: Default::default(),
+        prices: None,
         relays: vec![HOME.into()],
         has_leases: true,
         store: Arc::new(AgentStore::open(&dir.join(format!("{instance}.db"))).unwrap()),

@@ -21,6 +21,8 @@ pub struct TurnRow {
     pub started_at: Timestamp,
     /// The text that the model sees, to the letter.
     pub prompt: String,
+    /// JSON: what was set aside for it.
+    pub reserved: Option<String>,
     pub end: Option<TurnEnd>,
 }
 
@@ -35,6 +37,8 @@ pub struct TurnEnd {
     pub answer: Option<EventId>,
     /// The metric's payload as JSON, when anything was observed.
     pub metric: Option<String>,
+    /// JSON: what its budget is charged with. `None`: nothing.
+    pub charge: Option<String>,
 }
 
 /// The session of a channel, to be taken up again.
@@ -47,7 +51,7 @@ pub struct SessionRow {
 }
 
 const COLUMNS: &str = "turn, trigger_id, epoch, attempt, channel, author, started_at, prompt, ended_at, outcome, reason, \
-     reply, answer, metric";
+     reply, answer, metric, reserved, charge";
 
 fn turn(row: &Row<'_>) -> rusqlite::Result<TurnRow> {
     let end = match row.get::<_, Option<Timestamp>>(8)? {
@@ -58,6 +62,7 @@ fn turn(row: &Row<'_>) -> rusqlite::Result<TurnRow> {
             reply: row.get(11)?,
             answer: row.get::<_, Option<[u8; 32]>>(12)?.map(EventId),
             metric: row.get(13)?,
+            charge: row.get(15)?,
         }),
         None => None,
     };
@@ -70,6 +75,7 @@ fn turn(row: &Row<'_>) -> rusqlite::Result<TurnRow> {
         author: PubKey(row.get(5)?),
         started_at: row.get(6)?,
         prompt: row.get(7)?,
+        reserved: row.get(14)?,
         end,
     })
 }
@@ -77,8 +83,9 @@ fn turn(row: &Row<'_>) -> rusqlite::Result<TurnRow> {
 impl AgentStore {
     /// Writes what the model will see before it sees it.
     pub fn begin_turn(&self, row: &TurnRow) -> Result<(), StoreError> {
-        let insert = "INSERT INTO turns (turn, trigger_id, epoch, attempt, channel, author, started_at, prompt)
-            VALUES (?, ?, ?, ?, ?, ?, ?, ?)";
+        let insert =
+            "INSERT INTO turns (turn, trigger_id, epoch, attempt, channel, author, started_at, prompt, reserved)
+            VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)";
         self.write(|txn| {
             txn.prepare_cached(insert)?
                 .execute(params![
@@ -89,7 +96,8 @@ impl AgentStore {
                     row.channel,
                     row.author.0,
                     row.started_at,
-                    row.prompt
+                    row.prompt,
+                    row.reserved
                 ])
                 .map(drop)
         })
@@ -105,10 +113,10 @@ impl AgentStore {
         relays: &[String],
     ) -> Result<(), StoreError> {
         self.write(|txn| {
-            let update = "UPDATE turns SET ended_at = ?, outcome = ?, reason = ?, reply = ?, answer = ?, metric = ?
-                WHERE turn = ?";
+            let update = "UPDATE turns SET ended_at = ?, outcome = ?, reason = ?, reply = ?, answer = ?, metric = ?,
+                charge = ? WHERE turn = ?";
             let answer = end.answer.map(|id| id.0);
-            let values = params![end.at, end.outcome, end.reason, end.reply, answer, end.metric, turn];
+            let values = params![end.at, end.outcome, end.reason, end.reply, answer, end.metric, end.charge, turn];
             txn.prepare_cached(update)?.execute(values)?;
             held.iter().try_for_each(|event| put_as(txn, event, relays, end.at, Some(turn)))?;
             events.iter().try_for_each(|event| put(txn, event, relays, end.at))
