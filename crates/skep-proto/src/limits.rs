@@ -95,6 +95,10 @@ pub const REPLY_BYTES_MAX: usize = 1024 * KIB;
 /// Bytes of one published part of a reply: a quarter of an event, as escapes may double it and tags need room.
 pub const REPLY_PART_BYTES_MAX: usize = 64 * KIB;
 
+/// The same in a direct message. What is wrapped is sealed twice (NIP-59): 65,535 bytes of outer text leave 40,960 for
+/// the inner, and JSON writes one byte as six at worst: 6 x 6 KiB and 4 KiB of tags.
+pub const DIRECT_PART_BYTES_MAX: usize = 6 * KIB;
+
 /// How long a permission may wait for its answer; less when the turn ends sooner (NIP-AO).
 pub const PERMIT_MS_MAX: u64 = 300_000;
 

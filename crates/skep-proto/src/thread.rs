@@ -30,10 +30,17 @@ pub struct Reply<'a> {
 impl Reply<'_> {
     /// The text in as many events as it needs, a second apart, so that they stay in order.
     pub fn drafts(&self, text: &str) -> Vec<Draft> {
-        let parts = split(text, limits::REPLY_PART_BYTES_MAX);
+        let parts = split(text, self.part_bytes_max());
         let last = parts.len() - 1;
         let part = |(i, text): (usize, &&str)| self.draft(text, i as u64, i == last);
         parts.iter().enumerate().map(part).collect()
+    }
+
+    fn part_bytes_max(&self) -> usize {
+        match self.parent.kind {
+            Kind::DIRECT_MESSAGE | Kind::PRIVATE_MESSAGE => limits::DIRECT_PART_BYTES_MAX,
+            _ => limits::REPLY_PART_BYTES_MAX,
+        }
     }
 
     fn draft(&self, text: &str, after_secs: u64, is_last: bool) -> Draft {

@@ -1,6 +1,7 @@
 #![expect(clippy::unwrap_used, reason = "a test")]
 //! What runs an agent, against the real relay in this process.
 
+mod direct;
 mod door;
 mod hive;
 mod instance;
