@@ -63,6 +63,8 @@ pub(super) struct Desk<D> {
     wake_at: Option<UnixMs>,
     started: Instant,
     pub generation: u64,
+    /// When the last message arrived.
+    arrived: UnixMs,
     /// The message that is being stored, until it is.
     arriving: Option<(Box<RawEvent>, String)>,
 }
@@ -92,6 +94,7 @@ impl<D: Door + 'static> Desk<D> {
         let (inner, inner_rx) = mpsc::channel(INNER_MAX);
         let series = sessions(&setup)?;
         let rows = open_rows(&setup)?;
+        let arrived = rows.iter().map(|row| row.message.arrived_at).max().unwrap_or(0);
         let (queue, effects) = Queue::restore(setup.queue, rows, unix_ms());
         let owner = setup.audience.owner;
         let mut desk = Self {
@@ -111,6 +114,7 @@ impl<D: Door + 'static> Desk<D> {
             wake_at: None,
             started: Instant::now(),
             generation: 0,
+            arrived,
             arriving: None,
             setup,
             door,
@@ -151,6 +155,12 @@ impl<D: Door + 'static> Desk<D> {
     /// Milliseconds of a clock that never goes back.
     pub(super) fn mono_ms(&self) -> u64 {
         self.started.elapsed().as_millis() as u64
+    }
+
+    /// The time of an arrival; no two are equal, whatever the clock does: it is the order in a channel.
+    pub(super) fn arrival(&mut self) -> UnixMs {
+        self.arrived = unix_ms().max(self.arrived + 1);
+        self.arrived
     }
 
     pub(super) fn is_prompter(&self) -> bool {

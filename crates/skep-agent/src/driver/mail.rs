@@ -9,7 +9,7 @@ use skep_proto::attestation::Attestation;
 use skep_proto::{EventId, Kind, PubKey, RawEvent, limits, mention, seal, thread};
 use skep_store::StoreError;
 
-use super::desk::{Desk, unix_ms, unix_now};
+use super::desk::{Desk, unix_now};
 
 impl<D: Door + 'static> Desk<D> {
     pub(super) fn receive(&mut self, event: Box<RawEvent>, relay: &str) -> Result<(), StoreError> {
@@ -17,6 +17,8 @@ impl<D: Door + 'static> Desk<D> {
             _ if event.pubkey == self.me => self.own_event(&event),
             // Sealed messages need sealed replies; until both are here, none is read and none is answered in clear.
             Kind::DIRECT_MESSAGE | Kind::PRIVATE_MESSAGE | Kind::GIFT_WRAP => Ok(()),
+            // The relay's word on a lease names the agent, and is no message to it.
+            Kind::LEASE_STATE => Ok(()),
             // Nobody sends from so far ahead; a relay that takes it is no reason to.
             _ if event.created_at > unix_now() + AHEAD_SECS_MAX => Ok(()),
             Kind::AGENT_FRAME => self.control(&event),
@@ -27,7 +29,7 @@ impl<D: Door + 'static> Desk<D> {
                     id: event.id,
                     from: event.pubkey,
                     channel: channel(&event),
-                    arrived_at: unix_ms(),
+                    arrived_at: self.arrival(),
                     expires_at: event.expiration().map(|at| at.saturating_mul(1_000)),
                     priority: queue::Priority::Normal,
                 };
