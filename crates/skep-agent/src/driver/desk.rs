@@ -97,6 +97,8 @@ pub(super) struct Desk<D> {
     inner_rx: Option<mpsc::Receiver<Inner>>,
     wake_at: Option<UnixMs>,
     pub generation: u64,
+    /// When the last message arrived.
+    arrived: UnixMs,
     /// The message that is being stored, until it is.
     arriving: Option<(Box<RawEvent>, String)>,
 }
@@ -107,6 +109,7 @@ impl<D: Door + 'static> Desk<D> {
         let (inner, inner_rx) = mpsc::channel(INNER_MAX);
         let series = sessions(&setup)?;
         let rows = open_rows(&setup)?;
+        let arrived = rows.iter().map(|row| row.message.arrived_at).max().unwrap_or(0);
         let now = setup.host.unix_ms();
         let (queue, effects) = Queue::restore(setup.queue, rows, now);
         let owner = setup.audience.owner;
@@ -132,6 +135,7 @@ impl<D: Door + 'static> Desk<D> {
             inner_rx: Some(inner_rx),
             wake_at: None,
             generation: 0,
+            arrived,
             arriving: None,
             setup,
             door,
@@ -222,6 +226,12 @@ impl<D: Door + 'static> Desk<D> {
     /// Milliseconds of a clock that never goes back.
     pub(super) fn mono_ms(&self) -> u64 {
         self.setup.host.steady_ms()
+    }
+
+    /// The time of an arrival; no two are equal, whatever the clock does: it is the order in a channel.
+    pub(super) fn arrival(&mut self) -> UnixMs {
+        self.arrived = self.unix_ms().max(self.arrived + 1);
+        self.arrived
     }
 
     pub(super) fn is_prompter(&self) -> bool {

@@ -19,6 +19,8 @@ impl<D: Door + 'static> Desk<D> {
             Kind::DIRECT_MESSAGE | Kind::GIFT_WRAP => self.sealed(event, relay),
             // Never an event by itself.
             Kind::PRIVATE_MESSAGE => Ok(()),
+            // The relay's word on a lease names the agent, and is no message to it.
+            Kind::LEASE_STATE => Ok(()),
             // Nobody sends from so far ahead; a relay that takes it is no reason to.
             _ if event.created_at > self.unix_now() + AHEAD_SECS_MAX => Ok(()),
             Kind::AGENT_FRAME => self.control(&event),
@@ -55,12 +57,12 @@ impl<D: Door + 'static> Desk<D> {
         }
     }
 
-    fn message(&self, event: &RawEvent, channel: String, from: PubKey, expires: Option<Timestamp>) -> queue::Message {
+    fn message(&mut self, event: &RawEvent, channel: String, from: PubKey, expires: Option<Timestamp>) -> queue::Message {
         queue::Message {
             id: event.id,
             from,
             channel,
-            arrived_at: self.unix_ms(),
+            arrived_at: self.arrival(),
             expires_at: expires.map(|at| at.saturating_mul(1_000)),
             priority: queue::Priority::Normal,
         }

@@ -130,6 +130,21 @@ async fn a_follower_waits_and_takes_over_what_the_one_before_left() {
 }
 
 #[tokio::test]
+async fn what_came_at_one_moment_is_answered_in_the_order_in_which_it_came() {
+    const MESSAGES: usize = 40;
+    let (dir, relay) = (tempfile::tempdir().unwrap(), Arc::new(Relay::default()));
+    let instance = Instance::start(setup(dir.path(), "a", script("cat >/dev/null; echo done")), &relay);
+    let asked: Vec<RawEvent> = (0..MESSAGES).map(|n| mention(OWNER, &n.to_string())).collect();
+    for event in &asked {
+        instance.event(event).await;
+    }
+    instance.tell(PROMPTER).await;
+    let replies = relay.wait_for(Kind::NOTE, MESSAGES).await;
+    let order: Vec<String> = replies.iter().map(e_tag).collect();
+    assert_eq!(order, asked.iter().map(|event| event.id.to_hex()).collect::<Vec<_>>());
+}
+
+#[tokio::test]
 async fn of_two_who_both_believe_that_they_lead_one_answers() {
     let (dir, relay) = (tempfile::tempdir().unwrap(), Arc::new(Relay::default()));
     let say = |text: &str| script(&format!("cat >/dev/null; sleep 0.3; echo {text}"));
@@ -180,6 +195,20 @@ async fn after_a_crash_at_any_step_the_message_is_answered_once() {
     });
     over.await.unwrap();
     assert_eq!(relay.accepted(Kind::NOTE).len(), 1);
+}
+
+#[tokio::test]
+async fn the_relays_word_on_a_lease_is_no_message_though_it_names_the_agent() {
+    let (dir, relay) = (tempfile::tempdir().unwrap(), Arc::new(Relay::default()));
+    let mut setup = setup(dir.path(), "a", script("cat >/dev/null; echo done"));
+    setup.audience.respond_to = RespondTo::Anyone;
+    let instance = Instance::start(setup, &relay);
+    instance.tell(PROMPTER).await;
+    let state = Draft::new(Kind::LEASE_STATE, now(), "").tag(["d", "prompter:x"]).tag(["p", &pubkey(AGENT).to_hex()]);
+    instance.event(state.sign(&keys(STRANGER), &[0; 32]).raw()).await;
+    instance.event(&mention(STRANGER, "a message")).await;
+    relay.wait_for(Kind::NOTE, 1).await;
+    assert_eq!(instance.store.newest_messages(9).unwrap().len(), 1);
 }
 
 #[tokio::test]
