@@ -6,6 +6,7 @@ mod mock_model;
 
 mod budget;
 mod leading;
+mod provider;
 mod relay;
 mod sealed;
 
