@@ -69,7 +69,14 @@ impl HomeError {
             Self::Missing { .. } => Some("check the path".into()),
             Self::Exists { .. } => Some("choose another path, or move that file away".into()),
             Self::Type { wanted, .. } => Some(format!("name a {wanted}")),
-            Self::Io { source, .. } if source.kind() == io::ErrorKind::StorageFull => Some("free some space".into()),
+            Self::Io { source, path, .. } => match source.kind() {
+                io::ErrorKind::StorageFull => Some("free some space on the disk that holds it".into()),
+                io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => {
+                    let place = path.parent().unwrap_or(path);
+                    Some(format!("make {} writable for you, or choose another home: {HOME_VARIABLE}=…", quoted(place)))
+                }
+                _ => None,
+            },
             _ => None,
         }
     }

@@ -25,6 +25,8 @@ use skep_store::agent::Delivery;
 use skep_store::{AgentStore, StoreError};
 use tokio::sync::{Notify, mpsc, oneshot};
 
+pub use desk::PAUSED;
+
 use crate::Spec;
 
 /// Inputs that wait for the loop. Whoever feeds it waits when there are more: links stop reading their sockets.

@@ -245,9 +245,12 @@ impl Link {
 
     async fn hand(&self, event: VerifiedEvent) -> Result<(), Ended> {
         let event = event.raw().clone();
-        if let Some(leases) = self.feed.leases.as_ref().filter(|_| event.kind == Kind::LEASE_STATE) {
-            // Full: whoever reads it asks the relay itself every few seconds.
-            let _ = leases.try_send(event.clone());
+        if event.kind == Kind::LEASE_STATE {
+            // It names the agent and is no word to it. Full: whoever reads it asks the relay itself every few seconds.
+            if let Some(leases) = &self.feed.leases {
+                let _ = leases.try_send(event);
+            }
+            return Ok(());
         }
         let input = Input::Event { event: Box::new(event), relay: self.feed.url.clone() };
         self.feed.inputs.send(input).await.map_err(|_| Ended::DriverGone)

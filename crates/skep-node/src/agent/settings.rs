@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 use skep_agent::child::environment::Environment;
+use skep_agent::detect::PRESETS;
 use skep_agent::openai::OpenAi;
 use skep_agent::{Kind, Spec};
 use skep_core::audience::{Audience, RespondTo};
@@ -19,6 +20,9 @@ use crate::client::{Credentials, parse_relay_url};
 use crate::config::ConfigError;
 use crate::keys::{self, KeyName, Keys};
 use url::Url;
+
+/// The preset that needs nothing but this binary: the program that `skep agent demo` is.
+pub const BUILT_IN: &str = "demo";
 
 /// Turns of one agent at once: each is a backend process of its own.
 const PARALLEL_MAX: usize = 16;
@@ -67,7 +71,7 @@ settings! {
     auth: Vec<String> = Vec::new();
     /// What runs its turns: `acp` (an Agent Client Protocol program), `openai` (a model server) or `command`.
     backend: BackendKind = BackendKind::Acp;
-    /// A known program by its name, in place of `command`.
+    /// A known program by its name, in place of `command`; `demo` is built in.
     preset: String = String::new();
     /// The program of `acp` and `command`: a path, or a name that is looked up in PATH.
     command: String = String::new();
@@ -294,7 +298,27 @@ impl AgentSettings {
         Ok(OpenAi::new(url, self.model.clone()))
     }
 
+    /// What runs its turns, for a person.
+    pub fn backend_name(&self) -> String {
+        if self.preset == BUILT_IN {
+            return "built-in demo".into();
+        }
+        if !self.preset.is_empty() {
+            let known = PRESETS.iter().find(|preset| preset.name == self.preset);
+            return known.map_or_else(|| self.preset.clone(), |preset| preset.title.to_owned());
+        }
+        match self.backend {
+            BackendKind::OpenAi => self.model.clone(),
+            BackendKind::Acp | BackendKind::Command => self.command.rsplit('/').next().unwrap_or_default().to_owned(),
+        }
+    }
+
     fn kind(&self, path: &str) -> Result<Kind, ConfigError> {
+        if self.preset == BUILT_IN {
+            let failed = |error: std::io::Error| self.wrong("preset", format!("this program cannot be found: {error}"));
+            let args = ["agent", "demo"].map(str::to_owned).to_vec();
+            return Ok(Kind::Acp { command: std::env::current_exe().map_err(failed)?, args });
+        }
         if !self.preset.is_empty() {
             return Err(self.wrong("preset", "is not known to this version; give its command and args"));
         }
