@@ -75,6 +75,9 @@ impl HomeError {
                     let place = path.parent().unwrap_or(path);
                     Some(format!("make {} writable for you, or choose another home: {HOME_VARIABLE}=…", quoted(place)))
                 }
+                io::ErrorKind::NotADirectory => {
+                    Some(format!("a part of this path is a file; choose another home: {HOME_VARIABLE}=…"))
+                }
                 _ => None,
             },
             _ => None,

@@ -87,6 +87,8 @@ async fn start(home: &Home, config: &Path, args: &UpArgs) -> Result<(Node, Optio
     let is_first = args.settings.config.is_none() && !config.exists();
     let made = match is_first {
         true => {
+            // What is wrong with the home is told before anything else is said.
+            home.directory("keys")?;
             screen::remark("first start: looking for agents on this machine …");
             Some(setup::first_start(home, std::env::vars(), keys::passphrase).await?)
         }

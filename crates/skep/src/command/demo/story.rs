@@ -93,7 +93,7 @@ impl Story<'_, '_> {
         poll("the other agents to lead", || async {
             let agents = fleet.status().await.agents;
             let ready = |name: &&str| agents.iter().any(|agent| agent.name == **name && leads(agent));
-            Ok(OTHERS.iter().all(|name| ready(name)).then_some(()))
+            Ok(OTHERS.iter().all(ready).then_some(()))
         })
         .await?;
         self.narrator.saw("others", OTHERS[0], &format!("and {} run in process {me} and lead", OTHERS[1]))?;
