@@ -10,6 +10,7 @@ pub mod backend;
 pub mod budget;
 pub mod door;
 pub mod frames;
+pub mod health;
 pub mod hll;
 pub mod intake;
 pub mod leader;

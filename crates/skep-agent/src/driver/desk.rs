@@ -445,7 +445,7 @@ impl<D: Door + 'static> Desk<D> {
 }
 
 /// The fact that an agent is paused, with the reason.
-const PAUSED: &str = "paused";
+pub const PAUSED: &str = "paused";
 
 /// A row as the store keeps it.
 pub(super) fn state_of(row: &Row) -> MessageState {
