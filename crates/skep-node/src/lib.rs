@@ -11,6 +11,7 @@ pub mod config;
 pub mod doctor;
 pub mod home;
 pub mod keys;
+pub mod owner;
 pub mod relay;
 pub mod sync;
 pub mod transfer;

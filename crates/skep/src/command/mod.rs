@@ -11,6 +11,7 @@ mod import;
 mod input;
 mod key;
 mod name;
+mod owner;
 mod progress;
 mod publish;
 mod relay;
@@ -34,6 +35,12 @@ pub fn run(cli: Cli) -> Result<(), CliError> {
         Command::Key(command) => key::run(command, &mut out),
         Command::Event(command) => event::run(command, &mut out),
         Command::Agent(command) => agent::run(command, &mut out),
+        Command::Ask(args) => owner::ask(&args, &mut out),
+        Command::Say(args) => owner::say(&args, &mut out),
+        Command::Watch(args) => owner::watch(&args, &mut out),
+        Command::Approve(args) => owner::decide(&args, true, &mut out),
+        Command::Deny(args) => owner::decide(&args, false, &mut out),
+        Command::Usage(args) => owner::usage(&args, &mut out),
         Command::Relay(command) => relay::run(command, &mut out),
         Command::Import(args) => import::run(&args, &mut out),
         Command::Export(args) => export::run(&args, &mut out),
