@@ -54,7 +54,7 @@ impl<D: Door + 'static> Desk<D> {
             text: trigger.content.clone(),
         };
         let prompt = prompt::build(&self.setup.system, &[], &[said], Boundary(self.random()));
-        Ok(format!("{}\n{}", prompt.system, prompt.user))
+        Ok(format!("{}\n{}", prompt.system.trim_start(), prompt.user))
     }
 
     fn relation(&self, event: &RawEvent) -> Relation {

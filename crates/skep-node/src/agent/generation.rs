@@ -272,6 +272,8 @@ fn setup(
         policy: plan.policy.clone(),
         system: plan.system.clone(),
         spec: plan.spec.clone(),
+        budget: plan.budget,
+        prices: plan.prices.clone(),
         relays: plan.relays.clone(),
         has_leases,
         store: Arc::clone(store),
