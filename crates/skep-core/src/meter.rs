@@ -204,6 +204,8 @@ impl Meter {
             stop_reason: Some(turn.stop),
             pricing_identity: turn.pricing,
             cost_basis,
+            triggering_event_ids: Vec::new(),
+            root_event_id: None,
         };
         if !metric.turn.is_observed() && metric.cumulative.is_none() {
             return None;

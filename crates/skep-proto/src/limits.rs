@@ -51,8 +51,13 @@ pub const FRAME_INTERVAL_MS: u64 = 1_000;
 /// Bytes of telemetry that wait for a frame: at 64 KiB a second about a minute's worth, then the oldest is dropped.
 pub const FRAMES_PENDING_BYTES_MAX: usize = 4 * 1024 * KIB;
 
-/// Bytes of one telemetry item, so that it fits in a frame by itself with the words of a batch around it.
-pub const FRAME_ITEM_BYTES_MAX: usize = SEALED_BYTES_MAX - 256;
+/// Bytes of one telemetry item, so that it fits in a frame by itself with the words of a batch around it, of which the
+/// instance's name is up to [`LEASE_INSTANCE_BYTES_MAX`].
+pub const FRAME_ITEM_BYTES_MAX: usize = SEALED_BYTES_MAX - 256 - LEASE_INSTANCE_BYTES_MAX;
+
+/// Harnesses whose frames one watcher keeps in order: 50 agents, each started anew 20 times. The one that was silent
+/// for longest is forgotten first.
+pub const WATCHED_HARNESSES_MAX: usize = 1_024;
 
 /// Seconds between two signs of life of a turn.
 pub const TURN_LIVENESS_SECS: u64 = 10;

@@ -101,6 +101,8 @@ pub(super) struct Desk<D> {
     arrived: UnixMs,
     /// The message that is being stored, until it is.
     arriving: Option<(Box<RawEvent>, String)>,
+    /// When the owner was last told whether this instance leads, by the clock that never goes back.
+    pub role_told_ms: Option<u64>,
 }
 
 impl<D: Door + 'static> Desk<D> {
@@ -121,7 +123,7 @@ impl<D: Door + 'static> Desk<D> {
             permits: Permits::new(setup.policy.clone(), owner),
             loops: Loops::default(),
             // Larger than whatever the instance before gave out.
-            frames: Frames::new(None, now),
+            frames: Frames::new(None, now).of_instance(&setup.instance),
             role: Role::Follows(None),
             asked_lead_at: 0,
             is_caught_up: setup.has_leases,
@@ -137,6 +139,7 @@ impl<D: Door + 'static> Desk<D> {
             generation: 0,
             arrived,
             arriving: None,
+            role_told_ms: None,
             setup,
             door,
         };
@@ -199,6 +202,7 @@ impl<D: Door + 'static> Desk<D> {
         }
         tracing::warn!(agent = %self.setup.name, "this instance does not lead any more");
         self.role = Role::Follows(None);
+        self.tell_role();
         self.tell_queue(queue::Input::Leading(false))
     }
 
@@ -207,6 +211,7 @@ impl<D: Door + 'static> Desk<D> {
         self.role = role;
         self.asked_lead_at = 0;
         self.check_lead().await?;
+        self.tell_role();
         self.tell_queue(queue::Input::Leading(self.may_prompt()))?;
         if self.is_prompter() { self.judge_again() } else { Ok(()) }
     }
@@ -280,6 +285,7 @@ impl<D: Door + 'static> Desk<D> {
             Command::Pause(reason) => {
                 self.setup.store.set_fact(PAUSED, Some(&reason))?;
                 self.tell_queue(queue::Input::Paused(reason))?;
+                self.tell_waiting();
                 Ok(Ok("paused: no new turns begin".into()))
             }
             Command::Resume => {
@@ -330,6 +336,7 @@ impl<D: Door + 'static> Desk<D> {
     }
 
     fn store_row(&mut self, row: &Row) -> Result<(), StoreError> {
+        self.tell_state(row);
         let state = state_of(row);
         match self.arriving.take_if(|(event, _)| event.id == row.message.id) {
             Some((event, relay)) => {
@@ -375,6 +382,7 @@ impl<D: Door + 'static> Desk<D> {
 
     fn pause(&mut self, id: &EventId, reason: &str) -> Result<(), StoreError> {
         tracing::warn!(agent = %self.setup.name, reason, "paused");
+        self.tell_waiting();
         // Turns that ran beside each other end for one reason.
         let is_told = self.setup.store.fact(PAUSED)?.is_some();
         self.setup.store.set_fact(PAUSED, Some(reason))?;
@@ -410,6 +418,7 @@ impl<D: Door + 'static> Desk<D> {
         self.renew_leases();
         self.complete_held();
         self.close_idle();
+        self.tell_role_again();
         self.send_frames();
         Ok(())
     }
@@ -421,7 +430,7 @@ impl<D: Door + 'static> Desk<D> {
 
     /// Ends every turn, with its bill, then every backend; what they were doing stays unanswered.
     async fn stop(mut self, mut inner: mpsc::Receiver<Inner>) -> Result<(), StoreError> {
-        self.tell_queue(queue::Input::Paused("the harness stops".into()))?;
+        self.tell_queue(queue::Input::Paused(STOPS.into()))?;
         for turn in self.running_turns(None) {
             self.cancel_turn(&turn, skep_core::turn::Cancel::Shutdown)?;
         }
@@ -443,6 +452,9 @@ impl<D: Door + 'static> Desk<D> {
         Ok(())
     }
 }
+
+/// Why no turn begins while the harness stops: another instance may go on at once.
+pub(super) const STOPS: &str = "the harness stops";
 
 /// The fact that an agent is paused, with the reason.
 pub const PAUSED: &str = "paused";

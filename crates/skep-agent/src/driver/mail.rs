@@ -165,7 +165,10 @@ impl<D: Door + 'static> Desk<D> {
             }
             Control::ClaimLeadership { .. } => return Ok(()),
         };
-        self.observe_result(&control.answer(status));
+        // Every instance hears it; one that has nothing to do with it leaves the answer to the one that has.
+        if self.is_prompter() || status != Status::NoActiveTurn {
+            self.observe_result(&control.answer(status).to_frame(event.id));
+        }
         Ok(())
     }
 
@@ -181,8 +184,15 @@ impl<D: Door + 'static> Desk<D> {
         if event.created_at.abs_diff(self.unix_now()) > limits::CONTROL_FRESH_SECS {
             return Ok(());
         }
+        // It may come by two relays, or again after a lost connection: the second one is not a late answer.
+        if !self.permits.knows(&card) || !self.setup.store.act_once(&event.id, self.unix_now())? {
+            return Ok(());
+        }
         let answer = Answer::Reaction { card, author: event.pubkey, is_yes };
-        let (_, effects) = self.permits.decide(self.mono_ms(), &answer);
+        let (status, effects) = self.permits.decide(self.mono_ms(), &answer);
+        if status == Status::AlreadyDecided {
+            self.tell_late(&card)?;
+        }
         self.settle_permits(effects)
     }
 

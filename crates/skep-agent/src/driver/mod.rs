@@ -6,7 +6,8 @@
 //! the outbox. Must not: decide anything (core does), or publish what is not stored first.
 //!
 //! `desk` the loop's state and the queue's effects · `mail` what an event is · `work` turns · `post` what is published ·
-//! `purse` its budget · `letter` a message however it came · `sealed` direct messages · `host` the machine's clocks
+//! `tell` what only the owner is told · `purse` its budget · `letter` a message however it came · `sealed` direct
+//! messages · `host` the machine's clocks
 
 mod desk;
 mod host;
@@ -15,6 +16,7 @@ mod mail;
 mod post;
 mod purse;
 mod sealed;
+mod tell;
 mod work;
 
 use std::sync::Arc;

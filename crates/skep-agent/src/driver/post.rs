@@ -3,6 +3,7 @@
 
 use skep_core::audience::next_hop;
 use skep_core::door::Door;
+use skep_core::fate;
 use skep_core::frames::Observation;
 use skep_core::permit::{Card, Choice};
 use skep_core::prompt::{self, Boundary, Relation, Verified};
@@ -10,6 +11,7 @@ use skep_core::queue;
 use skep_core::turn::TurnId;
 use skep_proto::agent::control::ControlResult;
 use skep_proto::agent::metering::TurnMetric;
+use skep_proto::agent::permission::CardTag;
 use skep_proto::agent::telemetry::{Authorization, Payload, Reason, TelemetryKind, telemetry_draft};
 use skep_proto::lease::{Claim, Epoch, Resource};
 use skep_proto::thread::{self, Reply};
@@ -33,7 +35,7 @@ impl<D: Door + 'static> Desk<D> {
         }
     }
 
-    fn enqueue(&mut self, events: &[RawEvent]) -> Result<(), StoreError> {
+    pub(super) fn enqueue(&mut self, events: &[RawEvent]) -> Result<(), StoreError> {
         self.setup.store.enqueue(events, &self.setup.relays, self.unix_now())?;
         self.setup.outbox.notify_one();
         Ok(())
@@ -86,10 +88,16 @@ impl<D: Door + 'static> Desk<D> {
 
     /// Something said under a message.
     fn under(&mut self, parent: &Letter, text: &str, claim: Option<Claim>) -> Vec<RawEvent> {
+        self.under_with(parent, text, claim, &[])
+    }
+
+    /// The same with a tag, for programs.
+    fn under_with(&mut self, parent: &Letter, text: &str, claim: Option<Claim>, tag: &[String]) -> Vec<RawEvent> {
         let hop = next_hop(thread::hop(parent), self.asker(parent).is_agent);
         let relay = self.setup.relays.first().map_or("", String::as_str);
         let reply = Reply { parent: &parent.said, relay, now: self.unix_now(), hop, claim };
-        let drafts = reply.drafts(text);
+        let tagged = |draft: Draft| if tag.is_empty() { draft } else { draft.tag(tag) };
+        let drafts = reply.drafts(text).into_iter().map(tagged).collect::<Vec<_>>();
         drafts.into_iter().flat_map(|draft| self.say(parent.form, &parent.said.pubkey, draft)).collect()
     }
 
@@ -106,10 +114,12 @@ impl<D: Door + 'static> Desk<D> {
         self.enqueue(&[event])
     }
 
-    /// One visible sentence under a message.
+    /// One visible sentence under a message, with where the message stands for programs.
     pub(super) fn notice(&mut self, id: &EventId, text: &str) -> Result<(), StoreError> {
+        let Some(message) = self.setup.store.message(id)? else { return Ok(()) };
         let Some(letter) = self.letter(id)? else { return Ok(()) };
-        let events = self.under(&letter, text, None);
+        let status = [fate::STATUS_TAG.to_owned(), message.state.name];
+        let events = self.under_with(&letter, text, None, &status);
         self.enqueue(&events)
     }
 
@@ -196,7 +206,15 @@ impl<D: Door + 'static> Desk<D> {
             label(&card.reject),
             card.nonce.0
         );
-        let events = self.under(&trigger, &text, None);
+        let tag = CardTag {
+            nonce: card.nonce.0.clone(),
+            channel: card.origin.channel.clone(),
+            turn: card.origin.turn.0.clone(),
+            allow: card.allow.option.clone(),
+            reject: card.reject.option.clone(),
+            expires_at: self.unix_now() + seconds,
+        };
+        let events = self.under_with(&trigger, &text, None, &tag.tag());
         if let Some(event) = events.last() {
             self.permits.published(&card.nonce, event.id);
         }

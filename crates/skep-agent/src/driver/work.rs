@@ -336,7 +336,7 @@ impl<D: Door + 'static> Desk<D> {
             Outcome::TooLong => (Vec::new(), Ended::TooLong, String::new()),
         };
         let answer = events.last().map(|event| event.id);
-        let metric = self.measure(channel, &turn.id, &done)?;
+        let metric = self.measure(channel, &turn.id, &done)?.map(|metric| metric.about(&turn.trigger));
         let is_held = turn.trigger.form == Form::Wrapped && self.setup.has_leases && answer.is_some();
         let (held, mut publish) = if is_held { (events, Vec::new()) } else { (Vec::new(), events) };
         publish.extend(metric.as_ref().and_then(|metric| self.bill(metric)));
@@ -402,6 +402,7 @@ impl<D: Door + 'static> Desk<D> {
         if !(self.setup.has_leases && said.starts_with("conflict: ")) {
             tracing::warn!(agent = %self.setup.name, said, "the relay refuses a reply for good");
             let dead = queue::Row { state: queue::State::Dead, reason: said.to_owned(), ..row };
+            self.tell_state(&dead);
             return self.setup.store.take_back(id, &trigger, &state_of(&dead));
         }
         let again = queue::Row { state: queue::State::Queued, ..row };

@@ -5,6 +5,7 @@
 mod mock_model;
 
 mod budget;
+mod cards;
 mod leading;
 mod provider;
 mod relay;
