@@ -180,6 +180,23 @@ async fn what_comes_live_while_the_gap_is_closed_waits_for_what_was_asked_before
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn of_one_second_the_questions_come_before_the_agents_own_words() {
+    let hive = Hive::start().await;
+    let at = unix_now() - 100;
+    let asked: Vec<RawEvent> = (0..20).map(|n| hive.mention(at, &format!("question {n}"))).collect();
+    let said = |n: u64| hive.agent.sign(Draft::new(Kind::NOTE, at, format!("answer {n}"))).raw().clone();
+    let said: Vec<RawEvent> = (0..20).map(said).collect();
+    publish(&hive, &hive.owner, &asked).await;
+    publish(&hive, &hive.agent, &said).await;
+    let mut linked = Linked::start(&hive);
+    let mut order = Vec::new();
+    while order.len() < 40 {
+        order.push(linked.next().await.pubkey == hive.agent.pubkey());
+    }
+    assert!(order.is_sorted(), "{order:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn gift_wraps_reactions_and_own_words_come_and_what_others_say_does_not() {
     let hive = Hive::start().await;
     let (now, agent) = (unix_now(), hive.agent.pubkey().to_hex());
