@@ -97,7 +97,10 @@ impl<D: Door + 'static> Desk<D> {
         };
         let id = *id;
         match verdict {
-            Verdict::Retry => return Ok(()),
+            Verdict::Retry => {
+                self.ask_membership(&letter);
+                return Ok(());
+            }
             Verdict::Admit => {
                 self.loops.count(self.me, &asker, self.unix_now());
                 self.tell_queue(queue::Input::Admitted(id))?;
@@ -127,8 +130,7 @@ impl<D: Door + 'static> Desk<D> {
         Asker {
             key: event.pubkey,
             is_sibling: fact(attested.as_ref().is_some_and(|attestation| Some(attestation.owner) == owner)),
-            // The relay lets members only write where that matters; here nobody says.
-            is_member: Fact::Unknown,
+            is_member: self.membership(event),
             is_agent: fact(attested.is_some() || thread::hop(event) > 0),
         }
     }
