@@ -158,7 +158,7 @@ impl<D: Door + 'static> Desk<D> {
                 self.settle_permits(effects)?;
                 status
             }
-            Control::SwitchModel { .. } => Status::UnsupportedModel,
+            Control::SwitchModel { channel_id, model_id } => self.switch_model(channel_id, model_id)?,
             Control::ClaimLeadership { instance_id } if *instance_id == self.setup.instance => {
                 self.setup.claims.notify_one();
                 Status::Claimed

@@ -7,7 +7,7 @@
 //!
 //! `desk` the loop's state and the queue's effects · `mail` what an event is · `work` turns · `post` what is published ·
 //! `earlier` what was said before · `members` who is one · `purse` its budget · `profile` what it says of itself ·
-//! `letter` a message however it came · `sealed` direct messages · `host` what the machine gives it
+//! `model` another model · `letter` a message however it came · `sealed` direct messages · `host` what the machine gives it
 
 mod desk;
 mod earlier;
@@ -15,6 +15,7 @@ mod host;
 mod letter;
 mod mail;
 mod members;
+mod model;
 mod post;
 mod profile;
 mod purse;

@@ -175,8 +175,7 @@ impl<D: Door + 'static> Desk<D> {
     /// The backend of a channel, started when there is none.
     fn backend(&mut self, channel: &str) -> Result<(&mut Live, skep_core::turn::Times), StoreError> {
         if !self.live.contains_key(channel) {
-            let mut spec = self.setup.spec.clone();
-            spec.resume = self.setup.store.session(channel)?.map(|row| row.session);
+            let spec = self.spec_of(channel)?;
             self.generation += 1;
             let seen = self.seen_before(channel)?;
             let live = spawn(Backend::start(spec), self.inner.clone(), channel.to_owned(), self.generation);
@@ -384,7 +383,7 @@ impl<D: Door + 'static> Desk<D> {
         if is_held {
             self.hold_reply(&turn.id.0, turn.trigger.carrier, turn.epoch, answer);
         }
-        if !done.is_reusable {
+        if !done.is_reusable || matches!(done.outcome, Outcome::Cancelled(Cancel::SwitchModel)) {
             self.live.remove(channel);
         }
         self.tell_queue(queue::Input::Ended { turn: turn.id, how })
@@ -497,6 +496,21 @@ impl<D: Door + 'static> Desk<D> {
 
     pub(super) fn session_of(&self, channel: &str) -> Option<String> {
         self.live.get(channel)?.session.as_ref().map(|session| session.id.clone())
+    }
+
+    /// The models that the backend of a channel offers; `None`: it did not say yet, or there is none.
+    pub(super) fn models_of(&self, channel: &str) -> Option<&[String]> {
+        self.live.get(channel)?.session.as_ref().map(|session| session.models.as_slice())
+    }
+
+    pub(super) fn is_ending(&self, turn: &TurnId) -> bool {
+        let running = self.live.values().filter_map(|live| live.turn.as_ref());
+        running.into_iter().any(|running| running.id == *turn && running.machine.is_ending())
+    }
+
+    /// Ends the backend of a channel that runs no turn.
+    pub(super) fn end_backend(&mut self, channel: &str) {
+        self.live.remove(channel);
     }
 
     pub(super) fn seen_by(&self, channel: &str) -> Option<&Seen> {

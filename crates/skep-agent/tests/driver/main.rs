@@ -8,6 +8,7 @@ mod budget;
 mod earlier;
 mod leading;
 mod members;
+mod model;
 mod profile;
 mod provider;
 mod relay;
