@@ -21,9 +21,6 @@ use crate::config::ConfigError;
 use crate::keys::{self, KeyName, Keys};
 use url::Url;
 
-/// The preset that needs nothing but this binary: the program that `skep agent demo` is.
-pub const BUILT_IN: &str = "demo";
-
 /// Turns of one agent at once: each is a backend process of its own.
 const PARALLEL_MAX: usize = 16;
 
@@ -69,9 +66,10 @@ settings! {
     key: String = String::new();
     /// Its owner's attestation, as `skep agent attest` prints it: `["auth", owner, conditions, signature]`.
     auth: Vec<String> = Vec::new();
-    /// What runs its turns: `acp` (an Agent Client Protocol program), `openai` (a model server) or `command`.
+    /// What runs its turns: `acp` (an Agent Client Protocol program), `openai` (a model server), `command`, or `demo` (a
+    /// small program that is built in, to try things with).
     backend: BackendKind = BackendKind::Acp;
-    /// A known program by its name, in place of `command`; `demo` is built in.
+    /// A known program by its name, in place of `command`.
     preset: String = String::new();
     /// The program of `acp` and `command`: a path, or a name that is looked up in PATH.
     command: String = String::new();
@@ -136,6 +134,8 @@ pub enum BackendKind {
     Acp,
     OpenAi,
     Command,
+    /// This binary, as `skep agent demo`.
+    Demo,
 }
 
 impl LeaderSettings {
@@ -198,6 +198,9 @@ impl AgentSettings {
     }
 
     fn check_backend(&self) -> Result<(), ConfigError> {
+        if self.backend == BackendKind::Demo {
+            return self.check_built_in();
+        }
         let is_program = self.backend != BackendKind::OpenAi;
         if is_program && !self.base_url.is_empty() {
             return Err(self.wrong("base_url", "is for backend = \"openai\""));
@@ -219,6 +222,15 @@ impl AgentSettings {
         }
         let is_url = url::Url::parse(&self.base_url).is_ok_and(|url| matches!(url.scheme(), "http" | "https"));
         if is_url { Ok(()) } else { Err(self.wrong("base_url", "is an http or https URL")) }
+    }
+
+    /// It needs nothing, so what is said about another backend is a mistake.
+    fn check_built_in(&self) -> Result<(), ConfigError> {
+        let others = [("command", &self.command), ("preset", &self.preset), ("base_url", &self.base_url)];
+        match others.into_iter().find(|(_, value)| !value.is_empty()) {
+            Some((setting, _)) => Err(self.wrong(setting, "is not for backend = \"demo\"")),
+            None => Ok(()),
+        }
     }
 
     fn check_budget(&self) -> Result<(), ConfigError> {
@@ -300,25 +312,18 @@ impl AgentSettings {
 
     /// What runs its turns, for a person.
     pub fn backend_name(&self) -> String {
-        if self.preset == BUILT_IN {
-            return "built-in demo".into();
-        }
         if !self.preset.is_empty() {
             let known = PRESETS.iter().find(|preset| preset.name == self.preset);
             return known.map_or_else(|| self.preset.clone(), |preset| preset.title.to_owned());
         }
         match self.backend {
+            BackendKind::Demo => "built-in demo".into(),
             BackendKind::OpenAi => self.model.clone(),
             BackendKind::Acp | BackendKind::Command => self.command.rsplit('/').next().unwrap_or_default().to_owned(),
         }
     }
 
     fn kind(&self, path: &str) -> Result<Kind, ConfigError> {
-        if self.preset == BUILT_IN {
-            let failed = |error: std::io::Error| self.wrong("preset", format!("this program cannot be found: {error}"));
-            let args = ["agent", "demo"].map(str::to_owned).to_vec();
-            return Ok(Kind::Acp { command: std::env::current_exe().map_err(failed)?, args });
-        }
         if !self.preset.is_empty() {
             return Err(self.wrong("preset", "is not known to this version; give its command and args"));
         }
@@ -327,7 +332,14 @@ impl AgentSettings {
             BackendKind::Acp => Kind::Acp { command: program()?, args: self.args.clone() },
             BackendKind::Command => Kind::Command { command: program()?, args: self.args.clone() },
             BackendKind::OpenAi => Kind::OpenAi(self.model_server()?),
+            BackendKind::Demo => self.built_in()?,
         })
+    }
+
+    fn built_in(&self) -> Result<Kind, ConfigError> {
+        let this = std::env::current_exe();
+        let command = this.map_err(|error| self.wrong("backend", format!("this program cannot be found: {error}")))?;
+        Ok(Kind::Acp { command, args: ["agent", "demo"].map(str::to_owned).to_vec() })
     }
 }
 
@@ -364,7 +376,7 @@ mod tests {
     fn a_wrong_setting_is_named() {
         assert!(agent(|_| {}).check().is_ok());
         type Change = (&'static str, fn(&mut AgentSettings));
-        let change: [Change; 12] = [
+        let change: [Change; 13] = [
             ("name", |a| a.name = "Scout".into()),
             ("name", |a| a.name = "a".repeat(64)),
             ("relays", |a| a.relays.clear()),
@@ -377,6 +389,7 @@ mod tests {
             ("model", |a| (a.backend, a.command) = (BackendKind::OpenAi, String::new())),
             ("base_url", |a| a.base_url = "http://x".into()),
             ("budget", |a| a.budget.usd_per_day = Some(-1.0)),
+            ("command", |a| a.backend = BackendKind::Demo),
         ];
         for (setting, change) in change {
             let error = agent(change).check().expect_err(setting).to_string();

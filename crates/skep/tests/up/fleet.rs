@@ -69,6 +69,11 @@ fn the_inbox_says_what_became_of_each_message_while_it_runs_and_after() {
     assert_eq!(place.json(&["inbox"]), Vec::<Value>::new());
     let up = place.up();
     place.until_leads("scout");
+    assert_eq!(
+        place.json(&["inbox"]),
+        Vec::<Value>::new(),
+        "the state of its lease names the agent, and is no message"
+    );
     let mut owner = Owner::of(&place);
     let answered = owner.say("scout", "hello");
     owner.reply("scout", &answered);
