@@ -78,6 +78,11 @@ impl Turn {
         (turn, out)
     }
 
+    /// What it has used so far, as far as it was told.
+    pub fn observed(&self) -> &Observed {
+        &self.observed
+    }
+
     pub fn is_over(&self) -> bool {
         self.is_over
     }

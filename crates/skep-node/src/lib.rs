@@ -15,6 +15,7 @@ pub mod fleet;
 pub mod home;
 pub mod keys;
 pub mod node;
+pub mod owner;
 pub mod relay;
 pub mod setup;
 pub mod skew;

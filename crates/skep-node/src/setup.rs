@@ -17,6 +17,7 @@ use skep_proto::PubKey;
 use skep_proto::attestation::{Conditions, attest};
 use skep_proto::name::{AgentName, NameError};
 
+pub use crate::agent::settings::BUILT_IN;
 use crate::agent::settings::{AgentSettings, BackendKind};
 use crate::config::{ConfigError, RelaySettings, Settings};
 use crate::home::{self, Existing, Home, HomeError};
@@ -30,9 +31,6 @@ const DEFAULT: &str = "default";
 
 /// The configuration in a home.
 pub const CONFIG: &str = "config.toml";
-
-/// What runs an agent where nothing is installed, named like a preset: the program that `skep agent demo` is.
-pub const BUILT_IN: &str = "demo";
 
 /// The agent that is made when nothing is installed.
 const FIRST: &str = "scout";
@@ -231,7 +229,6 @@ pub fn new_agent(
         ..AgentSettings::default()
     };
     let settings = match runs.clone() {
-        Runs::Preset(preset) if preset == BUILT_IN => AgentSettings { backend: BackendKind::Demo, ..settings },
         Runs::Preset(preset) => AgentSettings { preset, ..settings },
         Runs::Command { command, args } => AgentSettings { command, args, ..settings },
         Runs::Server { base_url, model } => AgentSettings { backend: BackendKind::OpenAi, base_url, model, ..settings },

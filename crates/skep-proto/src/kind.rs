@@ -242,6 +242,7 @@ impl Kind {
     pub const DELETION: Self = Self(5);
     pub const REACTION: Self = Self(7);
     pub const CHAT: Self = Self(9);
+    pub const SEAL: Self = Self(13);
     pub const PRIVATE_MESSAGE: Self = Self(14);
     pub const CHANNEL_CREATION: Self = Self(40);
     pub const CHANNEL_MESSAGE: Self = Self(42);

@@ -25,6 +25,7 @@ pub mod tag;
 pub mod thread;
 pub mod time;
 pub mod wire;
+pub mod wrap;
 
 pub use event::{Draft, HashedEvent, RawEvent, VerifiedEvent, VerifyError};
 pub use filter::Filter;

@@ -51,8 +51,13 @@ pub const FRAME_INTERVAL_MS: u64 = 1_000;
 /// Bytes of telemetry that wait for a frame: at 64 KiB a second about a minute's worth, then the oldest is dropped.
 pub const FRAMES_PENDING_BYTES_MAX: usize = 4 * 1024 * KIB;
 
-/// Bytes of one telemetry item, so that it fits in a frame by itself with the words of a batch around it.
-pub const FRAME_ITEM_BYTES_MAX: usize = SEALED_BYTES_MAX - 256;
+/// Bytes of one telemetry item, so that it fits in a frame by itself with the words of a batch around it, of which the
+/// instance's name is up to [`LEASE_INSTANCE_BYTES_MAX`].
+pub const FRAME_ITEM_BYTES_MAX: usize = SEALED_BYTES_MAX - 256 - LEASE_INSTANCE_BYTES_MAX;
+
+/// Harnesses whose frames one watcher keeps in order: 50 agents, each started anew 20 times. The one that was silent
+/// for longest is forgotten first.
+pub const WATCHED_HARNESSES_MAX: usize = 1_024;
 
 /// Seconds between two signs of life of a turn.
 pub const TURN_LIVENESS_SECS: u64 = 10;
@@ -94,6 +99,10 @@ pub const REPLY_BYTES_MAX: usize = 1024 * KIB;
 
 /// Bytes of one published part of a reply: a quarter of an event, as escapes may double it and tags need room.
 pub const REPLY_PART_BYTES_MAX: usize = 64 * KIB;
+
+/// The same in a direct message. What is wrapped is sealed twice (NIP-59): 65,535 bytes of outer text leave 40,960 for
+/// the inner, and JSON writes one byte as six at worst: 6 x 6 KiB and 4 KiB of tags.
+pub const DIRECT_PART_BYTES_MAX: usize = 6 * KIB;
 
 /// How long a permission may wait for its answer; less when the turn ends sooner (NIP-AO).
 pub const PERMIT_MS_MAX: u64 = 300_000;

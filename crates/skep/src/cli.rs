@@ -2,6 +2,7 @@
 
 mod fleet;
 mod operate;
+mod owner;
 
 use std::path::PathBuf;
 
@@ -13,6 +14,8 @@ pub use fleet::{FleetCommand, InboxArgs, NewArgs, PauseArgs, ResumeArgs, RetryAr
 use fleet::{INBOX_HELP, PAUSE_HELP, STATUS_HELP, UP_HELP};
 use operate::{CHANNELS_HELP, DOCTOR_HELP, EXPORT_HELP, IMPORT_HELP};
 pub use operate::{ChannelsArgs, Dir, ExportArgs, ImportArgs, NameCommand, RelayCommand, SyncArgs};
+use owner::{APPROVE_HELP, ASK_HELP, DENY_HELP, SAY_HELP, USAGE_HELP, WATCH_HELP};
+pub use owner::{AskArgs, DecideArgs, OwnerArgs, SayArgs, UsageArgs, UsageBy, WatchArgs};
 
 /// The relay that commands speak to when none is named.
 pub const RELAY_DEFAULT: &str = "ws://127.0.0.1:7777";
@@ -54,6 +57,24 @@ pub enum Command {
     /// Add agents, see to them, and say whose they are.
     #[command(subcommand, after_help = AGENT_HELP)]
     Agent(AgentCommand),
+    /// Ask agents something, watch them work, and print what they answer.
+    #[command(after_help = ASK_HELP)]
+    Ask(AskArgs),
+    /// Tell agents something, and do not wait.
+    #[command(after_help = SAY_HELP)]
+    Say(SayArgs),
+    /// See what your agents are doing, live.
+    #[command(after_help = WATCH_HELP)]
+    Watch(WatchArgs),
+    /// Allow what an agent asks for; without a name: list what is open.
+    #[command(after_help = APPROVE_HELP)]
+    Approve(DecideArgs),
+    /// Reject what an agent asks for; without a name: list what is open.
+    #[command(after_help = DENY_HELP)]
+    Deny(DecideArgs),
+    /// See what your agents used, by their encrypted bills.
+    #[command(after_help = USAGE_HELP)]
+    Usage(UsageArgs),
     /// Run a relay on this machine.
     #[command(after_help = RELAY_HELP, args_conflicts_with_subcommands = true)]
     Relay(RelayRun),

@@ -54,6 +54,11 @@ impl Output {
         Ok(())
     }
 
+    /// Writes a part of a line. Text from elsewhere must have been made harmless.
+    pub fn piece(&mut self, text: &str) -> Result<(), CliError> {
+        self.stdout.lock().write_all(text.as_bytes()).map_err(CliError::from)
+    }
+
     /// Writes one line of JSON.
     pub fn json_line(&mut self, value: &impl Serialize) -> Result<(), CliError> {
         let text = serde_json::to_string(value).map_err(io::Error::from)?;
@@ -123,6 +128,17 @@ pub fn escape(text: &str) -> String {
         }
     }
     out
+}
+
+/// The same for text of several lines: line breaks and tabs stay.
+pub fn paragraphs(text: &str) -> String {
+    text.split_inclusive(['\n', '\t'])
+        .map(|part| match part.strip_suffix(['\n', '\t']) {
+            // A line break of another system is one.
+            Some(line) => escape(line.strip_suffix('\r').unwrap_or(line)) + &part[line.len()..],
+            None => escape(part),
+        })
+        .collect()
 }
 
 fn is_treacherous(c: char) -> bool {
@@ -206,6 +222,7 @@ mod tests {
         let hostile = "a\u{1b}[2Jb\u{9b}31mc\u{7}\r\nd\u{202e}e\u{2066}f\u{7f}g\u{2028}h\u{200f}";
         let safe = escape(hostile);
         assert_eq!(safe, r"a\u{1b}[2Jb\u{9b}31mc\u{7}\r\nd\u{202e}e\u{2066}f\u{7f}g\u{2028}h\u{200f}");
+        assert_eq!(paragraphs("a\r\nb\tc\u{1b}[2J\n\nd\re"), "a\nb\tc\\u{1b}[2J\n\nd\\re");
         assert_eq!(escape("Grüße 🐝 日本 עברית"), "Grüße 🐝 日本 עברית");
     }
 

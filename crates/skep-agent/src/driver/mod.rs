@@ -5,11 +5,18 @@
 //! Neighbours: `skep-node` gives it verified events ([`Input`]), a [`Door`] to its home relay, and sends what lies in
 //! the outbox. Must not: decide anything (core does), or publish what is not stored first.
 //!
-//! `desk` the loop's state and the queue's effects · `mail` what an event is · `work` turns · `post` what is published
+//! `desk` the loop's state and the queue's effects · `mail` what an event is · `work` turns · `post` what is published ·
+//! `tell` what only the owner is told · `purse` its budget · `letter` a message however it came · `sealed` direct
+//! messages · `host` the machine's clocks
 
 mod desk;
+mod host;
+mod letter;
 mod mail;
 mod post;
+mod purse;
+mod sealed;
+mod tell;
 mod work;
 
 use std::sync::Arc;
@@ -17,6 +24,7 @@ use std::sync::Arc;
 use skep_core::audience::Audience;
 use skep_core::door::Door;
 use skep_core::leader::Role;
+use skep_core::meter::PriceTable;
 use skep_core::permit::Policy;
 use skep_core::{queue, turn};
 use skep_proto::name::AgentName;
@@ -28,6 +36,8 @@ use tokio::sync::{Notify, mpsc, oneshot};
 pub use desk::PAUSED;
 
 use crate::Spec;
+
+pub use host::{Host, Lead};
 
 /// Inputs that wait for the loop. Whoever feeds it waits when there are more: links stop reading their sockets.
 pub const INPUTS_MAX: usize = 256;
@@ -48,11 +58,16 @@ pub struct Setup {
     pub system: String,
     /// The backend of a channel is started from this.
     pub spec: Spec,
+    pub budget: skep_core::budget::Limits,
+    /// What tokens cost where the backend does not say.
+    pub prices: Option<PriceTable>,
     /// Where replies go; the first is the home relay, which grants leases.
     pub relays: Vec<String>,
     /// Whether the home relay grants leases.
     pub has_leases: bool,
     pub store: Arc<AgentStore>,
+    pub host: Arc<dyn Host>,
+    pub lead: Arc<dyn Lead>,
     /// Says that the outbox has something.
     pub outbox: Arc<Notify>,
     /// Says that the owner wants this instance to lead.
@@ -70,6 +85,8 @@ pub enum Input {
     Delivered { id: EventId, relay: String, delivery: Delivery },
     /// Everything before this is stored: answered when it is reached.
     Flushed(oneshot::Sender<()>),
+    /// What the relays had when this instance began was handed over, as far as they could be reached.
+    CaughtUp,
     /// Something that a person asked for; the answer is one line for them.
     Command(Command, oneshot::Sender<Result<String, String>>),
 }

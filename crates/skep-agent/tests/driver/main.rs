@@ -1,7 +1,15 @@
 //! An instance from mention to answer, against real records, a real ledger and real child processes.
 #![expect(clippy::unwrap_used, reason = "a test")]
 
+#[path = "../mock_model/mod.rs"]
+mod mock_model;
+
+mod budget;
+mod cards;
+mod leading;
+mod provider;
 mod relay;
+mod sealed;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,7 +26,7 @@ use skep_proto::{Draft, Kind, PubKey, RawEvent, attestation, seal};
 use skep_store::AgentStore;
 use tokio::sync::oneshot;
 
-use relay::{HOME, Instance, Relay, now};
+use relay::{Always, HOME, Instance, Machine, Relay, now};
 
 fn keys(n: u8) -> Keypair {
     Keypair::from_seckey_slice(SECP256K1, &[n; 32]).unwrap()
@@ -54,9 +62,13 @@ fn setup(dir: &std::path::Path, instance: &str, backend: Backend) -> Setup {
         policy: permit::Policy::default(),
         system: "You are worker.".into(),
         spec: Spec::new(backend, dir, env),
+        budget: Default::default(),
+        prices: None,
         relays: vec![HOME.into()],
         has_leases: true,
         store: Arc::new(AgentStore::open(&dir.join(format!("{instance}.db"))).unwrap()),
+        host: Arc::new(Machine::default()),
+        lead: Arc::new(Always),
         outbox: Arc::default(),
         claims: Arc::default(),
     }
@@ -120,6 +132,21 @@ async fn a_follower_waits_and_takes_over_what_the_one_before_left() {
 }
 
 #[tokio::test]
+async fn what_came_at_one_moment_is_answered_in_the_order_in_which_it_came() {
+    const MESSAGES: usize = 40;
+    let (dir, relay) = (tempfile::tempdir().unwrap(), Arc::new(Relay::default()));
+    let instance = Instance::start(setup(dir.path(), "a", script("cat >/dev/null; echo done")), &relay);
+    let asked: Vec<RawEvent> = (0..MESSAGES).map(|n| mention(OWNER, &n.to_string())).collect();
+    for event in &asked {
+        instance.event(event).await;
+    }
+    instance.tell(PROMPTER).await;
+    let replies = relay.wait_for(Kind::NOTE, MESSAGES).await;
+    let order: Vec<String> = replies.iter().map(e_tag).collect();
+    assert_eq!(order, asked.iter().map(|event| event.id.to_hex()).collect::<Vec<_>>());
+}
+
+#[tokio::test]
 async fn of_two_who_both_believe_that_they_lead_one_answers() {
     let (dir, relay) = (tempfile::tempdir().unwrap(), Arc::new(Relay::default()));
     let say = |text: &str| script(&format!("cat >/dev/null; sleep 0.3; echo {text}"));
@@ -170,6 +197,20 @@ async fn after_a_crash_at_any_step_the_message_is_answered_once() {
     });
     over.await.unwrap();
     assert_eq!(relay.accepted(Kind::NOTE).len(), 1);
+}
+
+#[tokio::test]
+async fn the_relays_word_on_a_lease_is_no_message_though_it_names_the_agent() {
+    let (dir, relay) = (tempfile::tempdir().unwrap(), Arc::new(Relay::default()));
+    let mut setup = setup(dir.path(), "a", script("cat >/dev/null; echo done"));
+    setup.audience.respond_to = RespondTo::Anyone;
+    let instance = Instance::start(setup, &relay);
+    instance.tell(PROMPTER).await;
+    let state = Draft::new(Kind::LEASE_STATE, now(), "").tag(["d", "prompter:x"]).tag(["p", &pubkey(AGENT).to_hex()]);
+    instance.event(state.sign(&keys(STRANGER), &[0; 32]).raw()).await;
+    instance.event(&mention(STRANGER, "a message")).await;
+    relay.wait_for(Kind::NOTE, 1).await;
+    assert_eq!(instance.store.newest_messages(9).unwrap().len(), 1);
 }
 
 #[tokio::test]
@@ -295,21 +336,6 @@ async fn two_agents_stop_at_the_hop_limit_and_only_the_owner_is_told_once() {
     instance.event(&mention(OWNER, "hello")).await;
     relay.wait_for(Kind::NOTE, 3).await;
     assert_eq!(relay.accepted(Kind::NOTE).len(), 3, "told once");
-}
-
-#[tokio::test]
-async fn a_sealed_message_is_not_answered_in_clear() {
-    let (dir, relay) = (tempfile::tempdir().unwrap(), Arc::new(Relay::default()));
-    let instance = Instance::start(setup(dir.path(), "a", demo()), &relay);
-    instance.tell(PROMPTER).await;
-    for kind in [Kind::DIRECT_MESSAGE, Kind::GIFT_WRAP] {
-        let draft = Draft::new(kind, now(), "sealed").tag(["p", &pubkey(AGENT).to_hex()]);
-        instance.event(draft.sign(&keys(OWNER), &[0; 32]).raw()).await;
-    }
-    instance.event(&mention(OWNER, "hello")).await;
-    relay.wait_for(Kind::NOTE, 1).await;
-    assert_eq!(relay.accepted(Kind::DIRECT_MESSAGE), []);
-    assert_eq!(relay.accepted(Kind::COMMENT), []);
 }
 
 #[tokio::test]

@@ -49,7 +49,7 @@ fn identity() -> PricingIdentity {
 
 fn prices() -> PriceTable {
     let price = Price { input: 3.0, output: 15.0, cache_read: 0.3, cache_write: 3.75 };
-    PriceTable { source: "list".into(), date: "2026-11-01".into(), rows: vec![(identity(), price)] }
+    PriceTable { source: "list".into(), date: "2026-11-01".into(), rows: vec![(identity(), price)], others: None }
 }
 
 fn any_counters() -> impl Strategy<Value = Counters> {

@@ -10,8 +10,8 @@ use crate::clock::unix_now;
 use crate::transfer::{Pages, TransferError, fetch};
 
 /// Events, and bytes of their texts, that are held to be put in order.
-const HELD_MAX: usize = 2_000;
-const HELD_BYTES_MAX: usize = 8 * 1024 * 1024;
+pub const HELD_MAX: usize = 2_000;
+pub const HELD_BYTES_MAX: usize = 8 * 1024 * 1024;
 
 /// A stretch of time, both ends included.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -2,6 +2,8 @@
 //!
 //! On a connection of its own the live subscription is opened first, then the gap since the cursor is fetched on
 //! another: what is stored before the subscription is in the gap, what comes after it is live, and nothing is between.
+//! Messages that come live meanwhile wait until the gap is closed, so that nobody is answered before those who asked
+//! earlier; when there are too many, the socket is not read until then.
 //! The cursor moves when everything up to it is in the driver's hands; what the driver had not yet written when it
 //! ended lies within the overlap and comes again.
 //! Lifetime: until it is told to stop, the driver is gone, or the relay refuses.
@@ -10,7 +12,6 @@
 use std::convert::Infallible;
 use std::pin::pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use skep_agent::driver::Input;
@@ -21,7 +22,7 @@ use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 
 use super::concerns::Concerns;
-use super::gap::Gap;
+use super::gap::{Gap, HELD_BYTES_MAX, HELD_MAX};
 use super::reconnect::{Backoff, Connection, Failure, Stop, check_auth};
 use crate::client::{Client, Credentials, Options, Subscription, Update};
 use crate::clock::unix_now;
@@ -105,6 +106,19 @@ struct Link {
     says: watch::Sender<Connection>,
 }
 
+/// What came live while the gap was being closed.
+#[derive(Default)]
+struct Held {
+    events: Vec<VerifiedEvent>,
+    bytes: usize,
+}
+
+impl Held {
+    fn has_room(&self) -> bool {
+        self.events.len() < HELD_MAX && self.bytes < HELD_BYTES_MAX
+    }
+}
+
 impl Link {
     async fn keep_up(&self) {
         let mut backoff = Backoff::default();
@@ -134,14 +148,33 @@ impl Link {
         let mut live = self.connect().await?;
         let started = unix_now();
         let mut sub = live.subscribe(Concerns(self.feed.agent).live(started)).await.map_err(Failure::from)?;
-        while !self.follow_once(&mut live, &mut sub).await? {}
+        let mut held = Held::default();
+        while let Some(event) = self.next(&mut live, &mut sub).await? {
+            self.hold(event, &mut held).await?;
+        }
         self.says.send_replace(Connection::CatchingUp);
-        let is_caught_up = AtomicBool::new(false);
-        let follow = pin!(self.follow(&mut live, &mut sub, &is_caught_up));
-        let fetch = pin!(self.close_gap(started, &is_caught_up));
+        let client = {
+            let mut gap = pin!(self.close_gap(started));
+            loop {
+                tokio::select! {
+                    closed = &mut gap => break closed?,
+                    next = self.next(&mut live, &mut sub), if held.has_room() => {
+                        if let Some(event) = next? {
+                            self.hold(event, &mut held).await?;
+                        }
+                    }
+                }
+            }
+        };
+        for event in held.events {
+            self.hand(event).await?;
+        }
+        self.says.send_replace(Connection::Live);
+        let late = pin!(self.look_for_late(client, started));
+        let follow = pin!(self.follow(&mut live, &mut sub));
         tokio::select! {
             ended = follow => ended,
-            ended = fetch => ended,
+            ended = late => ended,
         }
     }
 
@@ -153,17 +186,14 @@ impl Link {
     }
 
     /// Hands on what comes, for as long as the connection lives.
-    async fn follow(
-        &self,
-        live: &mut Client,
-        sub: &mut Subscription,
-        is_caught_up: &AtomicBool,
-    ) -> Result<Infallible, Ended> {
+    async fn follow(&self, live: &mut Client, sub: &mut Subscription) -> Result<Infallible, Ended> {
         let mut written = Instant::now();
         loop {
-            self.follow_once(live, sub).await?;
+            if let Some(event) = self.next(live, sub).await? {
+                self.hand(event).await?;
+            }
             // All that the relay had before this event was handed over before it.
-            if is_caught_up.load(Ordering::Relaxed) && written.elapsed() >= CURSOR_EVERY {
+            if written.elapsed() >= CURSOR_EVERY {
                 let now = unix_now();
                 self.flush().await?;
                 self.advance(now).await?;
@@ -172,19 +202,30 @@ impl Link {
         }
     }
 
-    /// Whether all that was stored has come.
-    async fn follow_once(&self, live: &mut Client, sub: &mut Subscription) -> Result<bool, Ended> {
-        match live.next_update(sub).await.map_err(Failure::from)? {
-            Update::Event(event) => self.hand(*event).await?,
-            Update::Forged { id, why } => tracing::warn!(relay = self.feed.url, %id, %why, "a forged event"),
-            Update::CaughtUp => return Ok(true),
-            Update::Closed(why) => return Err(closed(why).into()),
+    /// What comes next. `None`: all that was stored has come.
+    async fn next(&self, live: &mut Client, sub: &mut Subscription) -> Result<Option<VerifiedEvent>, Ended> {
+        loop {
+            match live.next_update(sub).await.map_err(Failure::from)? {
+                Update::Event(event) => return Ok(Some(*event)),
+                Update::Forged { id, why } => tracing::warn!(relay = self.feed.url, %id, %why, "a forged event"),
+                Update::CaughtUp => return Ok(None),
+                Update::Closed(why) => return Err(closed(why).into()),
+            }
         }
-        Ok(false)
     }
 
-    /// Fetches what came while there was no connection; then only waits.
-    async fn close_gap(&self, started: Timestamp, is_caught_up: &AtomicBool) -> Result<Infallible, Ended> {
+    /// Keeps what has an order until what was before it is there; orders and news do not wait.
+    async fn hold(&self, event: VerifiedEvent, held: &mut Held) -> Result<(), Ended> {
+        if matches!(event.kind, Kind::AGENT_FRAME | Kind::LEASE_STATE | Kind::REACTION) {
+            return self.hand(event).await;
+        }
+        held.bytes += event.content.len();
+        held.events.push(event);
+        Ok(())
+    }
+
+    /// Fetches what came while there was no connection; gives the one that it used.
+    async fn close_gap(&self, started: Timestamp) -> Result<Client, Ended> {
         let mut client = self.connect().await?;
         let cursor = self.with_store(|store, url| store.cursor(url)).await?;
         let since = if cursor == 0 { started.saturating_sub(FIRST_SECS) } else { cursor.saturating_sub(OVERLAP_SECS) };
@@ -192,8 +233,11 @@ impl Link {
         // Below a cursor that moves with the messages: so these first.
         self.fetch(&mut client, vec![concerns.wraps()], since.saturating_sub(WRAP_SECS), None).await?;
         self.fetch(&mut client, concerns.dated().to_vec(), since, Some(started)).await?;
-        is_caught_up.store(true, Ordering::Relaxed);
-        self.says.send_replace(Connection::Live);
+        Ok(client)
+    }
+
+    /// Once; then only waits.
+    async fn look_for_late(&self, mut client: Client, started: Timestamp) -> Result<Infallible, Ended> {
         self.fetch_late(&mut client, started).await?;
         client.close().await;
         std::future::pending().await

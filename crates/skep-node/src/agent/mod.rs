@@ -29,7 +29,9 @@ use std::path::PathBuf;
 
 use skep_agent::Spec;
 use skep_core::audience::Audience;
+use skep_core::budget::Limits;
 use skep_core::leader::Mode;
+use skep_core::meter::PriceTable;
 use skep_core::permit::Policy;
 use skep_core::{queue, turn};
 use skep_proto::name::AgentName;
@@ -46,6 +48,8 @@ pub struct Plan {
     pub queue: queue::Settings,
     pub times: turn::Times,
     pub system: String,
+    pub budget: Limits,
+    pub prices: Option<PriceTable>,
     pub spec: Spec,
     /// The first is its home.
     pub relays: Vec<String>,

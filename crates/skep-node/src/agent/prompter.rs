@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use skep_core::door::Accepted;
 use skep_core::leader::RelayLease;
-use skep_proto::lease::Epoch;
+use skep_proto::lease::{Conflict, Epoch};
 use skep_proto::limits::{LEADER_REFRESH_MS, LEASE_TTL_SECS_DEFAULT};
 use skep_proto::time::UnixMs;
 use skep_proto::{Draft, Kind, Prefix, RawEvent, Refusal};
@@ -200,7 +200,7 @@ impl Prompter {
             Prefix::Conflict => {
                 self.grants = Grants::Yes;
                 self.held = None;
-                self.conflict(&refusal.text, now);
+                self.conflict(&refusal, now);
             }
             Prefix::Unsupported | Prefix::Blocked if self.grants != Grants::Yes => self.grants_none(&said),
             _ => {
@@ -211,14 +211,13 @@ impl Prompter {
         self.said = Some(said);
     }
 
-    /// `held by <instance> epoch=… expires=…`, or `expired: …`: then it is free.
-    fn conflict(&mut self, text: &str, now: Now) {
+    /// Held by another, or free.
+    fn conflict(&mut self, refusal: &Refusal, now: Now) {
         let before = self.other.take();
-        let Some(instance) = text.strip_prefix("held by ").and_then(|rest| rest.split(' ').next()) else { return };
-        let until = number(text, "expires").map_or(0, |secs| secs.saturating_mul(1_000));
-        let is_news = before.as_ref().is_none_or(|(known, _)| known != instance);
-        self.other = Some((instance.to_owned(), until));
-        let may_steal = self.may_steal && is_same_machine(instance, &self.instance);
+        let Some(Conflict::Held { instance, expires_at, .. }) = Conflict::read(refusal) else { return };
+        let is_news = before.as_ref().is_none_or(|(known, _)| *known != instance);
+        let may_steal = self.may_steal && is_same_machine(&instance, &self.instance);
+        self.other = Some((instance, expires_at.saturating_mul(1_000)));
         // The next question may be another one; the same again waits.
         if !(is_news && may_steal) {
             self.quiet_until = Some(now.steady + AGAIN);

@@ -98,9 +98,6 @@ fn agent_text(agent: &AgentSettings) -> String {
         BackendKind::Command => {
             table.insert("backend", value("command"));
         }
-        BackendKind::Demo => {
-            table.insert("backend", value("demo"));
-        }
         BackendKind::Acp => {}
     }
     for (name, text) in [("preset", &agent.preset), ("command", &agent.command)] {

@@ -92,7 +92,8 @@ fn flock(path: &Path) -> bool {
 }
 
 const PYTHON: &str = "import fcntl,sys
-try: fcntl.flock(open(sys.argv[1],'r+'), fcntl.LOCK_EX|fcntl.LOCK_NB)
+file = open(sys.argv[1],'r+')
+try: fcntl.flock(file, fcntl.LOCK_EX|fcntl.LOCK_NB)
 except BlockingIOError: sys.exit(1)
 if len(sys.argv) > 2: print('locked', flush=True); sys.stdin.read()";
 
@@ -107,14 +108,23 @@ fn flock_and_python_agree_with_our_lock() {
     }
     drop(locked);
     assert!(flock(&place.file()));
-    let mut other = Command::new("flock");
-    other.arg(place.file()).args(["sh", "-c", "echo locked; cat"]).stdin(Stdio::piped()).stdout(Stdio::piped());
-    let mut other = other.spawn().unwrap();
-    BufReader::new(other.stdout.take().unwrap()).read_line(&mut String::new()).unwrap();
-    assert_eq!(place.locks().lock().read(), File::Unreadable, "it is locked by another");
-    drop(other.stdin.take());
-    other.wait().unwrap();
-    assert_eq!(place.locks().lock().read(), File::Text(String::new()));
+    let mut by_flock = Command::new("flock");
+    by_flock.arg(place.file()).args(["sh", "-c", "echo locked; cat"]);
+    let mut by_python = Command::new("python3");
+    by_python.args(["-c", PYTHON]).arg(place.file()).arg("hold");
+    for mut other in [by_flock, by_python] {
+        let Ok(mut other) = other.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn() else {
+            println!("SKIPPED: {other:?} cannot be started");
+            continue;
+        };
+        let mut said = String::new();
+        BufReader::new(other.stdout.take().unwrap()).read_line(&mut said).unwrap();
+        assert_eq!(said, "locked\n");
+        assert_eq!(place.locks().lock().read(), File::Unreadable, "it is locked by another");
+        drop(other.stdin.take());
+        other.wait().unwrap();
+        assert_eq!(place.locks().lock().read(), File::Text(String::new()));
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -209,6 +219,47 @@ async fn a_claim_moves_the_lead_and_who_lost_it_stands_down() {
     second.lead.release().await;
 }
 
+/// Whom a system has that owns nothing.
+const NOBODY: u32 = 65_534;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_file_that_may_not_be_read_leads_and_is_not_written() {
+    use std::os::unix::fs::{PermissionsExt, chown};
+    let (place, hive) = (Place::new(), Hive::start().await);
+    let file = place.dir().join(format!("{}.lock", hive.agent.pubkey()));
+    drop(Locks::open(&place.dir(), &hive.agent.pubkey()).unwrap());
+    let claim = r#"{"instance_id":"other","pid":1,"claimed_at":"2100-01-01T00:00:00Z"}"#;
+    fs::write(&file, claim).unwrap();
+    let set_mode = |path: &Path, mode| fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
+    set_mode(&file, 0o000);
+    let mut command = Command::new(std::env::current_exe().unwrap());
+    if rustix::process::geteuid().is_root() {
+        // Root reads everything: the leader is somebody else's process, in a directory of theirs.
+        let as_nobody = || {
+            let mut command = Command::new("setpriv");
+            command.args([format!("--reuid={NOBODY}"), format!("--regid={NOBODY}"), "--clear-groups".into()]);
+            command
+        };
+        if !as_nobody().arg("true").status().is_ok_and(|status| status.success()) {
+            return println!("SKIPPED: setpriv is not here");
+        }
+        set_mode(place.0.path(), 0o755);
+        for path in [place.dir(), place.dir().join("machine")] {
+            chown(path, Some(NOBODY), Some(NOBODY)).unwrap();
+        }
+        // Where this program lies they may not come: they get a copy.
+        let copy = place.0.path().join("test");
+        fs::copy(std::env::current_exe().unwrap(), &copy).unwrap();
+        command = as_nobody();
+        command.arg(copy);
+    }
+    let mut leader = leads_in(command, &place.dir(), None, &hive);
+    set_mode(&file, 0o600);
+    assert_eq!(fs::read_to_string(&file).unwrap(), claim, "what cannot be read is not written");
+    leader.kill().unwrap();
+    leader.wait().unwrap();
+}
+
 /// A leader in a process of its own: this test again, with what it needs in its environment.
 const DIRECTORY: &str = "SKEP_TEST_LOCKS";
 const RELAY: &str = "SKEP_TEST_RELAY";
@@ -233,7 +284,11 @@ async fn a_leader_in_a_process_of_its_own() {
 }
 
 fn leader_process(directory: &Path, relay: Option<&str>, hive: &Hive) -> Child {
-    let mut command = Command::new(std::env::current_exe().unwrap());
+    leads_in(Command::new(std::env::current_exe().unwrap()), directory, relay, hive)
+}
+
+/// Waits until it leads.
+fn leads_in(mut command: Command, directory: &Path, relay: Option<&str>, hive: &Hive) -> Child {
     command.args(["lead::a_leader_in_a_process_of_its_own", "--exact", "--nocapture"]);
     command.env(DIRECTORY, directory).env(SECRET, hive.agent.nsec().as_str());
     command.env(CONSENT, serde_json::to_string(&hive.consent()).unwrap());

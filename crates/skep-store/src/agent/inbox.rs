@@ -159,6 +159,11 @@ impl AgentStore {
         self.write(|txn| Ok(txn.prepare_cached(insert)?.execute(params![id.0, now])? == 1))
     }
 
+    /// Whether [`Self::act_once`] was asked for this id before.
+    pub fn has_acted(&self, id: &EventId) -> Result<bool, StoreError> {
+        self.read(|db| db.prepare_cached("SELECT 1 FROM acted WHERE id = ?")?.exists(params![id.0]))
+    }
+
     /// How many messages are in each state.
     pub fn count_states(&self) -> Result<Vec<(String, u64)>, StoreError> {
         self.read(|db| {

@@ -6,7 +6,8 @@ use super::sql;
 use crate::StoreError;
 
 /// `user_version` of the newest schema: the number of steps below.
-const STEPS: [&str; 1] = ["
+const STEPS: [&str; 2] = [
+    "
 CREATE TABLE inbox (
     n          INTEGER PRIMARY KEY AUTOINCREMENT,
     id         BLOB NOT NULL UNIQUE,
@@ -82,7 +83,15 @@ CREATE TABLE facts (
     name  TEXT PRIMARY KEY,
     value TEXT NOT NULL
 ) STRICT;
-"];
+",
+    "
+-- The turn whose lease must be ended before this is sent.
+ALTER TABLE outbox ADD COLUMN held_by TEXT;
+-- JSON: what was set aside for a turn, and what it was charged with in the end.
+ALTER TABLE turns ADD COLUMN reserved TEXT;
+ALTER TABLE turns ADD COLUMN charge TEXT;
+",
+];
 
 /// Refuses a file that this program cannot read as it is.
 pub(super) fn check(db: &Connection) -> Result<(), StoreError> {

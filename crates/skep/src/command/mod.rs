@@ -14,6 +14,7 @@ mod inbox;
 mod input;
 mod key;
 mod name;
+mod owner;
 mod progress;
 mod publish;
 mod relay;
@@ -47,6 +48,12 @@ pub fn run(cli: Cli) -> Result<(), CliError> {
         Command::Key(command) => key::run(command, &mut out),
         Command::Event(command) => event::run(command, &mut out),
         Command::Agent(command) => agent::run(command, &mut out),
+        Command::Ask(args) => owner::ask(&args, &mut out),
+        Command::Say(args) => owner::say(&args, &mut out),
+        Command::Watch(args) => owner::watch(&args, &mut out),
+        Command::Approve(args) => owner::decide(&args, true, &mut out),
+        Command::Deny(args) => owner::decide(&args, false, &mut out),
+        Command::Usage(args) => owner::usage(&args, &mut out),
         Command::Relay(command) => relay::run(command, &mut out),
         Command::Import(args) => import::run(&args, &mut out),
         Command::Export(args) => export::run(&args, &mut out),

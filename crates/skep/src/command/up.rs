@@ -177,7 +177,8 @@ async fn versions(settings: &Settings, looked: Option<Versions>) -> Versions {
     if let Some(versions) = looked {
         return versions;
     }
-    let has_presets = settings.agent.iter().any(|agent| !agent.preset.is_empty());
+    let is_program = |preset: &str| !preset.is_empty() && preset != setup::BUILT_IN;
+    let has_presets = settings.agent.iter().any(|agent| is_program(&agent.preset));
     match has_presets {
         true => tokio::time::timeout(VERSIONS, setup::look(std::env::vars())).await.ok().and_then(Result::ok),
         false => None,

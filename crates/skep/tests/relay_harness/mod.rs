@@ -33,9 +33,14 @@ pub struct Place {
 impl Place {
     /// `state`: the directory of home and data, when they are not to be in the place itself.
     pub fn new(state: Option<&Path>, settings: &str) -> Self {
+        Self::with_limits(state, settings, "")
+    }
+
+    /// With more of `[relay.limits]`.
+    pub fn with_limits(state: Option<&Path>, settings: &str, limits: &str) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let member = client::member().x_only_public_key().0;
-        let config = format!("[relay]\nmembers = [\"{member}\"]\n{settings}\n{LIMITS}");
+        let config = format!("[relay]\nmembers = [\"{member}\"]\n{settings}\n{LIMITS}{limits}\n");
         fs::write(dir.path().join("config.toml"), config).unwrap();
         let state = state.unwrap_or_else(|| dir.path());
         Self { home: state.join("skep"), data: state.join("skep/relay"), dir }

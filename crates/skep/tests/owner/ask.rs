@@ -1,0 +1,202 @@
+//! `skep ask`, `skep say`, `skep watch`.
+
+use serde_json::Value;
+use skep_proto::{Filter, Kind};
+
+use crate::hive::{Hive, demo, pubkey, script};
+
+#[test]
+fn an_answer_goes_to_stdout_and_how_it_came_about_to_stderr() {
+    let mut hive = Hive::new(&[demo("scout")]);
+    hive.run_agents("home");
+    let ran = hive.run(&["ask", "@scout", "hello there"]).succeeds();
+    assert_eq!(ran.stdout, "Hello! I am Skep's demo agent. You said: hello there\n");
+    assert!(ran.stderr.contains("taken by") && ran.stderr.contains("👀 @scout reads it"), "{}", ran.stderr);
+    let ran = hive.pipe(&["ask", "scout", "--quiet"], "from\nstdin\n").succeeds();
+    assert_eq!(
+        (ran.stdout.lines().last(), ran.stderr.as_str()),
+        (Some("Hello! I am Skep's demo agent. You said: stdin"), "")
+    );
+}
+
+#[test]
+fn in_json_each_step_is_one_value_a_line() {
+    let mut hive = Hive::new(&[demo("scout")]);
+    hive.run_agents("home");
+    let steps = hive.run(&["ask", "@scout", "hello there", "--json"]).succeeds().json();
+    let types: Vec<&str> = steps.iter().map(|step| step["type"].as_str().unwrap()).collect();
+    assert_eq!((types[0], types.last()), ("sent", Some(&"reply")), "{types:?}");
+    assert!(types.contains(&"reading"), "{types:?}");
+    let reply = steps.last().unwrap();
+    assert_eq!((&reply["name"], &reply["agent"]), (&"@scout".into(), &pubkey("scout").to_hex().into()));
+    assert!(reply["text"].as_str().unwrap().ends_with("You said: hello there"));
+    assert_eq!(reply["events"].as_array().unwrap().len(), 1);
+}
+
+#[test]
+fn live_text_and_tool_calls_come_before_the_answer() {
+    let mut hive = Hive::new(&[demo("scout")]);
+    hive.run_agents("home");
+    let mut ask = hive.start(&["ask", "@scout", "write live.txt"]);
+    ask.wait_for("asks for a permission");
+    ask.wait_for("⚙ Write live.txt");
+    hive.run(&["approve", "--all"]).succeeds();
+    let ran = ask.finish().succeeds();
+    assert_eq!(ran.stdout, "I wrote live.txt.\n");
+    assert!(ran.stderr.contains("skep approve "), "without a terminal it says how to answer: {}", ran.stderr);
+}
+
+#[test]
+fn an_answer_of_many_parts_is_printed_in_full() {
+    let text = "for i in $(seq 1 20000); do echo line $i of many; done";
+    let mut hive = Hive::new(&[script("scout", &format!("cat >/dev/null; {text}"))]);
+    hive.run_agents("home");
+    let ran = hive.run(&["ask", "@scout", "go"]).succeeds();
+    let expected: String = (1..=20_000).map(|i| format!("line {i} of many\n")).collect();
+    assert!(expected.len() > 5 * 65_536 && ran.stdout == expected, "{} bytes", ran.stdout.len());
+}
+
+#[test]
+fn several_agents_are_asked_at_once_and_a_name_from_a_profile_is_known() {
+    let mut hive =
+        Hive::new(&[script("scout", "cat >/dev/null; echo one"), script("critic", "cat >/dev/null; echo two")]);
+    hive.run_agents("home");
+    let ran = hive.run(&["ask", "@scout", "@critic", "what do you say?"]).succeeds();
+    let mut lines: Vec<&str> = ran.stdout.lines().collect();
+    lines.sort_unstable();
+    assert_eq!(lines, ["one", "two", "── @critic", "── @scout"]);
+    // From a home that knows of no agents: by the profile that its owner signed for.
+    let profile = r#"{"name":"helper"}"#;
+    let auth = format!("[{}]", crate::hive::consent("scout").map(|part| format!("{part:?}")).join(","));
+    let args = ["event", "publish", "--kind", "0", "--content", profile, "--key", "scout", "--tag", &auth, "--relay"];
+    hive.run(&[&args[..], &[&hive.url()]].concat()).succeeds();
+    let config = hive.path("empty.toml");
+    std::fs::write(&config, "").unwrap();
+    let (url, config) = (hive.url(), config.to_str().unwrap().to_owned());
+    let elsewhere = ["--config", &config, "--relay", &url];
+    let ran = hive.run(&[&["ask", "@helper", "and you?"], &elsewhere[..]].concat()).succeeds();
+    assert_eq!(ran.stdout, "one\n");
+    hive.run(&[&["ask", "@helpre", "and you?"], &elsewhere[..]].concat()).fails(
+        3,
+        "no agent is named \"helpre\"",
+        "did you mean @helper?",
+    );
+}
+
+#[test]
+fn the_answer_arrives_through_a_relay_that_is_killed_meanwhile() {
+    let mut hive =
+        Hive::new(&[script("scout", "cat >/dev/null; until [ -e go ]; do sleep 0.1; done; echo here it is")]);
+    hive.run_agents("home");
+    let mut ask = hive.start(&["ask", "@scout", "take your time"]);
+    ask.wait_for("👀");
+    hive.kill_relay();
+    ask.wait_for("connection lost");
+    std::fs::write(hive.workdir("scout").join("go"), "").unwrap();
+    hive.start_relay();
+    assert_eq!(ask.finish().succeeds().stdout, "here it is\n");
+}
+
+#[test]
+fn each_way_not_to_be_answered_has_its_line_and_its_code() {
+    let mut hive = Hive::new(&[demo("scout"), demo("critic")]);
+    hive.run(&["ask", "@scuot", "x"]).fails(3, "no agent is named \"scuot\"", "did you mean @scout?");
+    hive.run(&["ask", "@scout", " "]).fails(3, "the text is empty", "skep ask");
+    hive.run(&["ask"]).fails(2, "required", "usage");
+    hive.run(&["ask", "@scout", "x", "--key", "nobody"]).fails(3, "no key is named nobody", "skep key");
+    hive.run(&["ask", "@scout", "x", "--relay", "ws://127.0.0.1:1"]).fails(4, "cannot reach", "skep relay");
+    hive.run(&["ask", "@scout", "x", "--timeout", "2s"]).fails(7, "@scout gave no sign within 2s", "is it running");
+    hive.run_agents("home");
+    hive.run(&["ask", "@critic", "hello"]).succeeds();
+    hive.run(&["ask", "@critic", "wait", "--timeout", "3s"]).fails(7, "@critic did not answer within 3s", "skep watch");
+    let by_stranger = ["ask", "@critic", "hello", "--key", "stranger", "--timeout", "2s"];
+    hive.run(&by_stranger).fails(7, "gave no sign", "listen to you");
+}
+
+#[test]
+fn an_answer_that_the_relay_refuses_is_told_as_given_up() {
+    // Parts of a long answer are 64 KiB.
+    let small = "[relay.limits]\nevent_bytes = 32768\n";
+    let long = |bytes: u32| format!("cat >/dev/null; head -c {bytes} /dev/zero | tr '\\0' x");
+    let mut hive = Hive::with(small, &[script("scout", &long(50_000)), script("critic", &long(70_000))]);
+    hive.run_agents("home");
+    hive.run(&["ask", "@scout", "go"]).fails(9, "@scout gave up: invalid: the event is larger", "skep watch");
+    // Of two parts the last one is short.
+    let ran = hive.run(&["ask", "@critic", "go"]);
+    ran.fails(1, "the answer of @critic is not whole: 1 of its 2 parts", "as long as its parts");
+    assert_eq!(ran.stdout.trim_end().len(), 70_000 - 65_536);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_said_is_published_as_it_is_said() {
+    let hive = Hive::new(&[demo("scout")]);
+    let id = hive.run(&["say", "@scout", "hello"]).succeeds().stdout;
+    let json = hive.run(&["say", "@scout", "in a group", "--channel", "team", "--json"]).succeeds().json();
+    assert_eq!(json[0]["type"], "sent");
+    let mut client = hive.client("owner").await;
+    let found = client.query(vec![Filter { authors: Some(vec![pubkey("owner")]), ..Filter::new() }]).await.unwrap();
+    let by_id = |id: &str| found.iter().find(|event| event.id.to_hex() == id).unwrap();
+    let (note, chat) = (by_id(id.trim()), by_id(json[0]["id"].as_str().unwrap()));
+    assert_eq!((note.kind, note.content.as_str()), (Kind::NOTE, "hello"));
+    assert_eq!((chat.kind, chat.tags.single("h")), (Kind::CHAT, Some("team")));
+    assert_eq!(chat.tags.single("p"), Some(pubkey("scout").to_hex().as_str()));
+    hive.run(&["say", "@nobody", "hello"]).fails(3, "no agent is named \"nobody\"", "there are: @scout");
+}
+
+#[test]
+fn a_watcher_sees_turns_tools_text_and_who_leads() {
+    let mut hive = Hive::new(&[demo("scout")]);
+    let mut people = hive.start(&["watch", "@scout"]);
+    let mut programs = hive.start(&["watch", "--json"]);
+    let mut raw = hive.start(&["watch", "--raw", "--since", "5m"]);
+    for watch in [&mut people, &mut programs, &mut raw] {
+        watch.wait_for("watching");
+    }
+    hive.run_agents("home");
+    people.wait_for("leads");
+    hive.run(&["ask", "@scout", "hello there"]).succeeds();
+    for text in ["▶ turn begins", "│ Hello! I am Skep's demo agent. You said: hello there", "■ turn ends"] {
+        people.wait_for(text);
+    }
+    programs.wait_for("turn_completed");
+    raw.wait_for("agent_message_chunk");
+    assert!(!people.stop().contains("missing"), "nothing was lost");
+    let items: Vec<Value> = programs.stop().lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let seqs: Vec<u64> = items.iter().map(|item| item["seq"].as_u64().unwrap()).collect();
+    assert!(seqs.is_sorted() && items.iter().all(|item| item["name"] == "@scout"));
+    assert!(items.iter().all(|item| item["instanceId"] == items[0]["instanceId"]));
+}
+
+#[test]
+fn frames_of_an_agent_that_is_not_yours_are_not_shown() {
+    let hive = Hive::new(&[demo("scout")]);
+    let mut watch = hive.start(&["watch", "@scout", "--key", "other"]);
+    watch.wait_for("watching");
+    let mut hive = hive;
+    hive.run_agents("home");
+    hive.run(&["ask", "@scout", "hello"]).succeeds();
+    assert_eq!(watch.stop(), "");
+}
+
+#[test]
+fn an_idle_agent_has_an_empty_inbox() {
+    let mut hive = Hive::new(&[demo("scout")]);
+    let mut watch = hive.start(&["watch"]);
+    watch.wait_for("watching");
+    hive.run_agents("home");
+    // Its lease was granted and told, renewed, and told again.
+    watch.wait_for("leads");
+    hive.run(&["ask", "@scout", "hello"]).succeeds();
+    watch.wait_for("turn ends");
+    assert!(!watch.stop().contains("refused"), "the relay's word on a lease is no message");
+}
+
+#[test]
+fn the_last_key_of_a_home_is_the_owner() {
+    let hive = Hive::new(&[demo("scout")]);
+    let keys = hive.path("home/keys");
+    std::fs::remove_file(keys.join("owner.key")).unwrap();
+    hive.run(&["say", "@scout", "x"]).fails(3, "there is no key named owner or default", "skep key generate owner");
+    std::fs::rename(keys.join("other.key"), keys.join("default.key")).unwrap();
+    hive.run(&["say", "@scout", "x"]).succeeds();
+}
