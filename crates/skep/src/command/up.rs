@@ -149,7 +149,7 @@ fn welcome(
         out.line(&place("relay", relay.url.clone()))?;
     }
     if let Some((name, key)) = owner(home) {
-        let note = made.filter(|made| made.owner.is_new).map_or("", |_| "  (new: this key is you)");
+        let note = made.filter(|made| made.owner.is_new).map_or("", |_| "  new: this is you");
         out.line(&place("owner", format!("{}  {name}{note}", npub(&key))))?;
     }
     out.line("")?;

@@ -26,9 +26,7 @@ fn from_nothing_there_is_an_owner_an_agent_that_answers_and_a_configuration_and_
     let place = Place::new();
     let up = place.spawn(&["up"]);
     let said = up.until(|line| line.starts_with("Ctrl-C")).join("\n");
-    for wanted in
-        ["Skep 0.", &place.url(), "new: this key is you", "scout", "built-in demo", "ready", "skep ask @scout"]
-    {
+    for wanted in ["Skep 0.", &place.url(), "new: this is you", "scout", "built-in demo", "ready", "skep ask @scout"] {
         assert!(said.contains(wanted), "{wanted:?} is not in\n{said}");
     }
     assert!(said.contains("npm install -g opencode-ai"), "how to get a real agent is not in\n{said}");

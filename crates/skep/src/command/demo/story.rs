@@ -29,7 +29,7 @@ const SHOWN: usize = 60;
 const FILE: &str = "hello.txt";
 
 /// How far it counts: long enough to be killed on the way, on a slow machine too.
-const COUNT_TO: u32 = 15;
+const COUNT_TO: u32 = 20;
 
 pub async fn tell(stage: &Stage, fleet: &Arc<Fleet>, narrator: &mut Narrator<'_>) -> Result<(), CliError> {
     let begun = Instant::now();
