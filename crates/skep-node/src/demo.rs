@@ -15,11 +15,11 @@ use skep_proto::name::AgentName;
 use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::time::timeout;
 
-use crate::agent::settings::{AgentSettings, BUILT_IN};
+use crate::agent::settings::AgentSettings;
 use crate::config::Settings;
 use crate::home::{self, Existing, Home};
 use crate::keys::{KeyError, KeySource, Keyring, Keys, SecretText, StoredKey};
-use crate::setup::{self, CONFIG, Runs, SetupError, text};
+use crate::setup::{self, BUILT_IN, CONFIG, Runs, SetupError, text};
 
 /// The directory in the home.
 const DIRECTORY: &str = "demo";
@@ -157,8 +157,10 @@ impl Twin {
 
 /// The address of the story before, when it is free, so that what was typed then still works.
 fn free_address(config: &Path) -> String {
-    let text = std::fs::read_to_string(config).unwrap_or_default();
-    let before = Settings::parse_alone(config, &text).map(|settings| settings.relay.listen).unwrap_or_default();
+    let text = std::fs::read_to_string(config).ok();
+    let settings = text.and_then(|text| Settings::parse_alone(config, &text).ok());
+    // Not the usual port at first: that is for whoever runs a relay of their own.
+    let before = settings.map(|settings| settings.relay.listen).unwrap_or_default();
     let is_local = |address: &&str| address.starts_with("127.0.0.1:");
     let candidates = [before.as_str(), "127.0.0.1:0"].into_iter().filter(is_local);
     let bound = candidates.filter_map(|address| TcpListener::bind(address).ok()?.local_addr().ok()).next();

@@ -217,8 +217,11 @@ fn start_agent(
     let pubkey = keys.as_ref().ok().map(Keys::pubkey);
     let start = || -> Result<(Facts, Instance), String> {
         let keys = keys.map_err(|error| with_hint(&error, error.hint()))?;
-        let plan =
-            agent.plan(leader, keys, home.path(), std::env::vars()).map_err(|error: ConfigError| error.to_string())?;
+        let plan = agent.plan(leader, keys, home.path(), std::env::vars()).map_err(|error| match error {
+            // Its name is said with it already.
+            ConfigError::Agent { setting, cause, .. } => format!("{setting}: {cause}"),
+            other => other.to_string(),
+        })?;
         let facts = Facts::of_plan(agent, &plan);
         let instance = Instance::start(plan).map_err(|error| error.to_string())?;
         Ok((facts, instance))
@@ -229,7 +232,8 @@ fn start_agent(
             Some(instance)
         }
         Err(why) => {
-            tracing::warn!(agent = %agent.name, why, "the agent is not started");
+            // Whoever asks for the status is told.
+            tracing::info!(agent = %agent.name, why, "the agent is not started");
             fleet.put(Facts::of_settings(agent, pubkey), Err(why));
             None
         }

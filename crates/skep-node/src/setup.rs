@@ -7,6 +7,7 @@
 
 pub(crate) mod text;
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use skep_agent::child::{Environment, EnvironmentError};
@@ -16,7 +17,8 @@ use skep_proto::PubKey;
 use skep_proto::attestation::{Conditions, attest};
 use skep_proto::name::{AgentName, NameError};
 
-use crate::agent::settings::{AgentSettings, BUILT_IN, BackendKind};
+pub use crate::agent::settings::BUILT_IN;
+use crate::agent::settings::{AgentSettings, BackendKind};
 use crate::config::{ConfigError, RelaySettings, Settings};
 use crate::home::{self, Existing, Home, HomeError};
 use crate::keys::{KeyError, KeyName, Keyring, Keys, SecretText, StoredKey, fresh_aux};
@@ -141,7 +143,7 @@ pub async fn first_start(
     let ring = Keyring::of(home);
     let relay = Settings::load(None)?.relay;
     let owner = owner(&ring, &ask)?;
-    let found = detect::detect(&Environment::allowed(host, &[], &[])?).await;
+    let found = look(host).await?;
     let mut agents = Vec::new();
     for (name, runs) in first_agents(&found) {
         agents.push(new_agent(&ring, &owner, &name, &runs, &[local_url(&relay)], &ask)?);
@@ -152,6 +154,16 @@ pub async fn first_start(
     home::write_private(&config, text.as_bytes(), Existing::Keep)?;
     let agents = agents.iter().map(|agent| agent.name.parse()).collect::<Result<_, _>>()?;
     Ok(Made { config, owner, agents, found })
+}
+
+/// Looks for agents and model servers. `host` is our environment.
+pub async fn look(host: impl IntoIterator<Item = (String, String)>) -> Result<Found, SetupError> {
+    Ok(detect::detect(&Environment::allowed(host, &[], &[])?).await)
+}
+
+/// The versions of what was found, by title.
+pub fn versions(found: &Found) -> BTreeMap<String, String> {
+    found.agents.iter().filter_map(|agent| Some((agent.preset.title.to_owned(), agent.version.clone()?))).collect()
 }
 
 /// One agent for each thing that was found; when nothing was, one on the built-in program.

@@ -166,6 +166,8 @@ pub enum RunState {
     /// It could not be started.
     Failed,
     Stopped,
+    /// A process that may run it does not answer.
+    Unknown,
 }
 
 /// Who leads, as this instance knows it.

@@ -48,6 +48,29 @@ fn a_message_is_kept_once_and_its_state_survives() {
 }
 
 #[test]
+fn records_are_read_beside_their_driver_and_after_it_and_never_written_by_that() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("agent.db");
+    assert!(AgentStore::open_to_read(&path).is_err(), "nothing is made");
+    assert!(!path.exists());
+    let store = open(&dir);
+    for n in 1..=4 {
+        store.receive(&note(n), "c", "ws://a", n, &state(if n == 2 { "dead" } else { "queued" }, n == 2)).unwrap();
+    }
+    let read = |store: &AgentStore| {
+        let dead: Vec<_> = store.messages_in("dead", 9).unwrap().into_iter().map(|message| message.event).collect();
+        let queued: Vec<_> = store.messages_in("queued", 2).unwrap().into_iter().map(|message| message.event).collect();
+        assert_eq!((dead, queued), (vec![note(2)], vec![note(4), note(3)]), "the newest first");
+        assert_eq!(store.changed_at().unwrap(), Some(5));
+    };
+    let beside = AgentStore::open_to_read(&path).unwrap();
+    read(&beside);
+    assert!(beside.set_fact("paused", Some("x")).is_err());
+    drop((beside, store));
+    read(&AgentStore::open_to_read(&path).unwrap());
+}
+
+#[test]
 fn cursors_only_advance_and_a_control_event_acts_once() {
     let dir = tempfile::tempdir().unwrap();
     let store = open(&dir);

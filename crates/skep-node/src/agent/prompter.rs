@@ -405,6 +405,17 @@ mod tests {
     }
 
     #[test]
+    fn a_stored_state_that_ran_out_is_nobodys_lease() {
+        let (mut lease, mut clock) = (prompter("m/1"), Clock::start());
+        let resource = lease.resource.clone();
+        let state = Draft::new(Kind::LEASE_STATE, 1, "").tag(["d", &resource]).tag(["instance", "n/9"]);
+        let state = lease.credentials.keys.sign(state.tag(["epoch", "2"]).tag(["expires", "1000001"]));
+        lease.noted(state.raw(), clock.0);
+        assert_eq!(lease.lease(clock.0), RelayLease::Others);
+        assert_eq!(lease.lease(clock.after(1_000)), RelayLease::Unknown, "and the relay is asked");
+    }
+
+    #[test]
     fn news_that_ours_was_taken_is_checked_and_not_believed() {
         let (mut lease, clock) = (prompter("m/1"), Clock::start());
         let question = lease.ask(clock.0, true).expect("a question");

@@ -16,7 +16,8 @@ use crate::agent::locks::is_running;
 use crate::home::{self, Home, HomeError};
 
 /// A process on this machine answers at once, or after the time that it may take to do what was asked.
-const ANSWER_MAX: Duration = Duration::from_secs(limits::CONTROL_ACT_SECS + 5);
+const LOOK_MAX: Duration = Duration::from_secs(5);
+const ACT_MAX: Duration = Duration::from_secs(limits::CONTROL_ACT_SECS + 5);
 
 /// Processes that are asked: each runs agents of this home, and an agent runs in one of them.
 const SOCKETS_MAX: usize = 64;
@@ -63,10 +64,11 @@ pub async fn ask_one(home: &Home, pid: u32, ask: &Ask) -> Result<Option<Answer>,
         }
         Err(error) => return Err(silent(error.to_string())),
     };
-    match timeout(ANSWER_MAX, exchange(stream, ask)).await {
+    let patience = if matches!(ask, Ask::Status | Ask::Inbox { .. }) { LOOK_MAX } else { ACT_MAX };
+    match timeout(patience, exchange(stream, ask)).await {
         Ok(Ok(answer)) => Ok(Some(answer)),
         Ok(Err(error)) => Err(silent(error.to_string())),
-        Err(_) => Err(silent(format!("nothing within {} s", ANSWER_MAX.as_secs()))),
+        Err(_) => Err(silent(format!("nothing within {} s", patience.as_secs()))),
     }
 }
 

@@ -150,7 +150,7 @@ fn without_at(text: &str) -> Result<String, String> {
 pub const UP_HELP: &str = "\
 Examples:
   skep up                 at first: makes an owner, an agent for each program found, and config.toml
-  skep up --demo          everything at work in half a minute, without a model
+  skep up --demo          all of it at work in ten seconds, without a model
   skep up --config team.toml
 
 It runs a relay and the agents of the configuration until SIGTERM or Ctrl-C, and stops within ten

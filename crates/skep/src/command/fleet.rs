@@ -67,19 +67,24 @@ fn change(
     for agent in chosen(&home, config, names)? {
         let name = agent_name(&agent)?;
         outcomes.push(match first_done(&home, &ask(name))? {
-            Some(outcome) => outcome,
-            None => {
-                let noted = rest::set_pause(&home.path().join("agents").join(&agent), reason);
-                let text = match (&noted, reason) {
-                    (Ok(()), Some(_)) => "paused; it does not run, and will not begin a turn when it starts".to_owned(),
-                    (Ok(()), None) => "resumed; it does not run".to_owned(),
-                    (Err(error), _) => error.to_string(),
-                };
-                Outcome { agent, is_done: noted.is_ok(), text }
-            }
+            Some(outcome) if outcome.is_done => outcome,
+            // It runs in no process, or could not be started there.
+            told => note(&home, agent, reason, told),
         });
     }
     report(&outcomes, out)
+}
+
+/// Notes a pause in the records of an agent that does not run.
+fn note(home: &Home, agent: String, reason: Option<&str>, told: Option<Outcome>) -> Outcome {
+    let noted = rest::set_pause(&home.path().join("agents").join(&agent), reason);
+    let text = match (noted, reason) {
+        (Ok(()), Some(_)) => "paused; it does not run, and will not begin a turn when it starts".to_owned(),
+        (Ok(()), None) => "resumed; it does not run".to_owned(),
+        // It runs after all, and said why not.
+        (Err(error), _) => return told.unwrap_or(Outcome { agent, is_done: false, text: error.to_string() }),
+    };
+    Outcome { agent, is_done: true, text }
 }
 
 /// The agents of the configuration that are named, or all of them.

@@ -46,7 +46,12 @@ impl Here {
             let pubkey = ring.pubkey(agent.key_name()).ok();
             report::at_rest(&Facts::of_settings(agent, pubkey), &home.path().join("agents").join(&agent.name))
         });
-        let resting = resting.collect();
+        // Whoever does not answer may be running it.
+        let unknown = |agent: AgentStatus| match silent.is_empty() {
+            true => agent,
+            false => AgentStatus { state: RunState::Unknown, ..agent },
+        };
+        let resting = resting.map(unknown).collect();
         Ok(Self { nodes, resting, silent })
     }
 
@@ -68,6 +73,10 @@ pub fn run(args: &StatusArgs, out: &mut Output) -> Result<(), CliError> {
         print(&here, out)?;
     }
     out.flush()?;
+    // One that does not answer may be all that runs.
+    if let (true, Some(silent)) = (here.nodes.is_empty(), here.silent.first()) {
+        return Err(CliError::new(Kind::Network, silent).hint("what is shown is from the records; if it hangs, end it"));
+    }
     if here.nodes.is_empty() {
         let hint = if here.resting.is_empty() {
             "skep up starts everything; skep up --demo shows it"
@@ -102,7 +111,9 @@ fn print(here: &Here, out: &mut Output) -> Result<(), CliError> {
         }
     }
     notes(&agents).iter().try_for_each(|note| out.line(&escape(note)))?;
-    here.silent.iter().for_each(|silent| screen::remark(&format!("note: {silent}")));
+    if !here.nodes.is_empty() {
+        here.silent.iter().for_each(|silent| screen::remark(&format!("note: {silent}")));
+    }
     Ok(())
 }
 
@@ -129,6 +140,7 @@ fn agents_table(agents: &[(&AgentStatus, Option<Timestamp>)], out: &mut Output) 
 /// Where an agent stands, in words.
 pub fn words(agent: &AgentStatus) -> String {
     match agent.state {
+        RunState::Unknown => return "unknown".into(),
         RunState::Failed => return "failed".into(),
         RunState::Restarts => return "restarts".into(),
         RunState::Stopped if agent.paused.is_some() => return "stopped, paused".into(),
@@ -145,6 +157,7 @@ pub fn words(agent: &AgentStatus) -> String {
     let Some(standing) = &agent.standing else { return "starting".into() };
     match &standing.role {
         Role::Leads { .. } if agent.turns.is_empty() => "leads".into(),
+        Role::Leads { .. } if agent.turns.len() == 1 => "works".into(),
         Role::Leads { .. } => format!("works on {}", agent.turns.len()),
         Role::WaitsForHold => "takes over".into(),
         Role::WaitsForLease if standing.lease == LeaseState::Others => "another machine leads".into(),

@@ -21,7 +21,7 @@ use super::demo;
 use super::relay::start_log_at;
 use super::run::runtime;
 use super::signals::Signals;
-use super::status::{notes, words};
+use super::status::{notes, short_key, words};
 use super::table::Table;
 use crate::cli::UpArgs;
 use crate::error::CliError;
@@ -31,8 +31,13 @@ use crate::screen::{self, Output, escape};
 const SETTLE: Duration = Duration::from_secs(5);
 const LOOK: Duration = Duration::from_millis(100);
 
+/// How long programs may take to say their versions at a start that is not the first.
+const VERSIONS: Duration = Duration::from_secs(3);
+
+type Versions = BTreeMap<String, String>;
+
 /// How often it is looked whether something changed that a person should know.
-const WATCH: Duration = Duration::from_secs(1);
+const WATCH: Duration = Duration::from_secs(5);
 
 pub fn run(args: &UpArgs, out: &mut Output) -> Result<(), CliError> {
     let home = Home::locate()?;
@@ -54,13 +59,15 @@ async fn up(home: &Home, args: &UpArgs, out: &mut Output) -> Result<(), CliError
         started = started => started?,
     };
     let settings = Settings::load(Some(&config))?;
-    let (status, skews) = tokio::join!(settled(&node), skew::skews(home, &settings, unix_now));
+    let looked = made.as_ref().map(|made| setup::versions(&made.found));
+    let (status, skews, versions) =
+        tokio::join!(settled(&node), skew::skews(home, &settings, unix_now), versions(&settings, looked),);
     let warnings = skews.iter().map(|skew| format!("{skew}; {CLOCK_MEND}")).collect::<Vec<_>>();
     match out.json {
         true => out.json_line(&json!({ "status": status, "made": made.as_ref().map(|made| json!({
             "owner": made.owner.name, "agents": made.agents, "config": made.config,
         })), "warnings": warnings }))?,
-        false => welcome(home, &config, &status, made.as_ref(), out)?,
+        false => welcome(home, &config, &status, made.as_ref(), &versions, out)?,
     }
     for warning in &warnings {
         screen::remark(&format!("WARNING: {warning}"));
@@ -129,6 +136,7 @@ fn welcome(
     config: &Path,
     status: &NodeStatus,
     made: Option<&Made>,
+    versions: &Versions,
     out: &mut Output,
 ) -> Result<(), CliError> {
     let paint = out.paint();
@@ -141,14 +149,14 @@ fn welcome(
         out.line(&place("relay", relay.url.clone()))?;
     }
     if let Some((name, key)) = owner(home) {
-        let note = made.filter(|made| made.owner.is_new).map_or("", |_| "  (new: this key is you)");
+        let note = made.filter(|made| made.owner.is_new).map_or("", |_| "  new: this is you");
         out.line(&place("owner", format!("{}  {name}{note}", npub(&key))))?;
     }
     out.line("")?;
     if status.agents.is_empty() {
         out.line("No agents are configured. Add one:  skep agent new NAME --preset PRESET")?;
     } else {
-        agents(status, made, out)?;
+        agents(status, versions, out)?;
     }
     let seen: Vec<_> = status.agents.iter().map(|agent| (agent, Some(status.at))).collect();
     notes(&seen).iter().try_for_each(|note| out.line(&escape(note)))?;
@@ -164,14 +172,26 @@ fn owner(home: &Home) -> Option<(String, PubKey)> {
     Some((name.to_string(), ring.state(&name).ok()?.pubkey?))
 }
 
-fn agents(status: &NodeStatus, made: Option<&Made>, out: &mut Output) -> Result<(), CliError> {
-    let found = made.iter().flat_map(|made| &made.found.agents);
-    let versions: BTreeMap<&str, &str> =
-        found.filter_map(|agent| Some((agent.preset.title, agent.version.as_deref()?))).collect();
+/// Versions of programs by their titles, as far as they said: now, or when they were looked for.
+async fn versions(settings: &Settings, looked: Option<Versions>) -> Versions {
+    if let Some(versions) = looked {
+        return versions;
+    }
+    let is_program = |preset: &str| !preset.is_empty() && preset != setup::BUILT_IN;
+    let has_presets = settings.agent.iter().any(|agent| is_program(&agent.preset));
+    match has_presets {
+        true => tokio::time::timeout(VERSIONS, setup::look(std::env::vars())).await.ok().and_then(Result::ok),
+        false => None,
+    }
+    .map(|found| setup::versions(&found))
+    .unwrap_or_default()
+}
+
+fn agents(status: &NodeStatus, versions: &Versions, out: &mut Output) -> Result<(), CliError> {
     let mut table = Table::new(["AGENT", "RUNS", "STATE", "KEY"]);
     for agent in &status.agents {
-        let version = versions.get(agent.backend.as_str()).map_or(String::new(), |version| format!(" {version}"));
-        let key = agent.pubkey.as_ref().map_or_else(|| "unknown".into(), npub);
+        let version = versions.get(&agent.backend).map_or(String::new(), |version| format!(" {version}"));
+        let key = short_key(agent.pubkey.as_ref());
         let state = words(agent);
         // Who leads is of interest where there are several.
         let state = if state == "leads" { "ready".into() } else { state };

@@ -6,6 +6,7 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use rustix::process::Signal;
 use serde_json::Value;
 use skep_proto::limits;
 
@@ -70,6 +71,19 @@ fn more_connections_than_there_are_places_are_told_so() {
     connect(&socket).read_to_string(&mut one_more).unwrap();
     assert!(one_more.contains("connections are served already"), "{one_more}");
     drop(all);
+    place.until_leads("scout");
+}
+
+#[test]
+fn a_process_that_hangs_is_not_taken_for_one_that_is_gone() {
+    let (place, up, socket) = running();
+    place.until_leads("scout");
+    up.signal(Signal::STOP);
+    let ran = place.run(&["status"]);
+    ran.fails(4, &format!("process {} does not answer on its control socket", up.pid()), "if it hangs, end it");
+    assert!(ran.stdout.contains("unknown") && !ran.stdout.contains("stopped"), "{}", ran.stdout);
+    assert!(socket.exists());
+    up.signal(Signal::CONT);
     place.until_leads("scout");
 }
 

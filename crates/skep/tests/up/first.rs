@@ -26,9 +26,7 @@ fn from_nothing_there_is_an_owner_an_agent_that_answers_and_a_configuration_and_
     let place = Place::new();
     let up = place.spawn(&["up"]);
     let said = up.until(|line| line.starts_with("Ctrl-C")).join("\n");
-    for wanted in
-        ["Skep 0.", &place.url(), "new: this key is you", "scout", "built-in demo", "ready", "skep ask @scout"]
-    {
+    for wanted in ["Skep 0.", &place.url(), "new: this is you", "scout", "built-in demo", "ready", "skep ask @scout"] {
         assert!(said.contains(wanted), "{wanted:?} is not in\n{said}");
     }
     assert!(said.contains("npm install -g opencode-ai"), "how to get a real agent is not in\n{said}");
@@ -76,13 +74,23 @@ fn a_key_named_default_is_the_owner_and_stays_as_it_is() {
 #[test]
 fn each_program_that_is_installed_is_an_agent_and_one_that_cannot_run_stops_nobody() {
     let place = Place::new();
-    place.install("opencode", "echo 1.18.33");
+    // It says its version, and speaks ACP as the real one does.
+    let demo = format!("exec '{}' agent demo", place.binary());
+    place.install("opencode", &format!("if [ \"$1\" = --version ]; then echo 1.18.33; else {demo}; fi"));
     place.install("codex-acp", "read line");
-    let said = place.spawn(&["up"]).until(|line| line.starts_with("Ctrl-C")).join("\n");
+    let up = place.spawn(&["up"]);
+    let said = up.until(|line| line.starts_with("Ctrl-C")).join("\n");
     assert!(said.contains("OpenCode 1.18.33") && said.contains("Codex"), "{said}");
     assert!(!said.contains("npm install"), "who has agents need not be told how to get them: {said}");
     let config = std::fs::read_to_string(place.config()).unwrap();
     assert!(config.contains("preset = \"opencode\"") && config.contains("preset = \"codex\""), "{config}");
+    place.until_leads("opencode");
+    let mut owner = Owner::of(&place);
+    let asked = owner.say("opencode", "hello");
+    owner.reply("opencode", &asked);
+    drop((owner, up));
+    let said = place.spawn(&["up"]).until(|line| line.starts_with("Ctrl-C")).join("\n");
+    assert!(said.contains("OpenCode 1.18.33"), "versions are told at each start: {said}");
 
     let place = Place::new();
     place.done(&["agent", "new", "works", "--preset", "demo"]);

@@ -57,9 +57,13 @@ fn a_pause_holds_new_turns_back_with_its_reason_also_after_a_restart() {
     let said = place.done(&["pause", "--reason", "a holiday"]);
     assert!(said.contains("scout: paused; it does not run") && said.contains("other: paused"), "{said}");
     assert_eq!(place.agent("other")["paused"], "a holiday");
+    place.done(&["agent", "new", "broken", "--command", "no-such-program"]);
     let _up = place.up();
     assert_eq!(place.agent("other")["paused"], "a holiday");
-    place.run(&["pause", "nobody"]).fails(3, "there is no agent \"nobody\"", "there are: scout, other");
+    let said = place.done(&["pause", "--reason", "a longer one"]);
+    assert!(said.contains("broken: paused; it does not run"), "{said}");
+    assert_eq!(place.agent("scout")["paused"], "a longer one");
+    place.run(&["pause", "nobody"]).fails(3, "there is no agent \"nobody\"", "there are: scout, other, broken");
     place.run(&["agent", "pause"]).fails(2, "an agent's name is missing", "skep pause");
 }
 
@@ -69,6 +73,11 @@ fn the_inbox_says_what_became_of_each_message_while_it_runs_and_after() {
     assert_eq!(place.json(&["inbox"]), Vec::<Value>::new());
     let up = place.up();
     place.until_leads("scout");
+    assert_eq!(
+        place.json(&["inbox"]),
+        Vec::<Value>::new(),
+        "the state of its lease names the agent, and is no message"
+    );
     let mut owner = Owner::of(&place);
     let answered = owner.say("scout", "hello");
     owner.reply("scout", &answered);

@@ -63,9 +63,13 @@ impl Place {
         std::fs::set_permissions(&path, PermissionsExt::from_mode(0o755)).unwrap();
     }
 
+    /// The binary under test.
+    pub fn binary(&self) -> String {
+        std::env::var("SKEP_BIN").unwrap_or_else(|_| env!("CARGO_BIN_EXE_skep").into())
+    }
+
     pub fn command(&self, args: &[&str]) -> Command {
-        let binary = std::env::var("SKEP_BIN").unwrap_or_else(|_| env!("CARGO_BIN_EXE_skep").into());
-        let mut command = Command::new(binary);
+        let mut command = Command::new(self.binary());
         command
             .args(args)
             .current_dir(self.dir.path())

@@ -23,19 +23,20 @@ use super::witness::{Witness, connect, poll, streamed_text};
 use crate::error::{CliError, Kind};
 
 /// Characters of what somebody says that a line shows.
-const SHOWN: usize = 64;
+const SHOWN: usize = 60;
 
 /// The file that the program asks to write.
 const FILE: &str = "hello.txt";
 
 /// How far it counts: long enough to be killed on the way, on a slow machine too.
-const COUNT_TO: u32 = 15;
+const COUNT_TO: u32 = 20;
 
 pub async fn tell(stage: &Stage, fleet: &Arc<Fleet>, narrator: &mut Narrator<'_>) -> Result<(), CliError> {
     let begun = Instant::now();
     let agents: Vec<PubKey> = stage.agents.iter().map(|(_, keys)| keys.pubkey()).collect();
     let scout = agents[0];
     narrator.head("Three agents on a small built-in program: no model, no account, no network")?;
+    narrator.line("Each line is printed when it was seen: on the relay, in a control socket, or on the disk.")?;
     narrator.saw("relay", "relay", &format!("serves {}; its home is {}", stage.url, stage.home.path().display()))?;
     narrator.saw("owner", "you", &format!("are the owner: {}", npub(&stage.owner.pubkey())))?;
     let witness = Witness::open(&stage.url, &stage.owner, &agents).await?;
@@ -112,7 +113,7 @@ impl Story<'_, '_> {
             (!text.is_empty()).then_some(text)
         });
         let live = live.await?;
-        self.narrator.saw("live", TWICE, &format!("is heard live, decrypted with your key: {}", shown(&live)))?;
+        self.narrator.saw("live", TWICE, &format!("live, decrypted with your key: {}", shown(&live)))?;
         let (reply, epoch) = self.reply(asked, scout).await?;
         self.narrator.saw("reply", TWICE, &format!("answers: {}", shown(&reply.content)))?;
         let resource = resource(&scout, &asked);
@@ -272,7 +273,7 @@ impl Story<'_, '_> {
         if !answers.is_empty() {
             return Err(CliError::new(Kind::Internal, "the stranger got an answer"));
         }
-        self.narrator.saw("refused", TWICE, &format!("{reason}: no turn, no reaction, no reply"))
+        self.narrator.saw("refused", TWICE, &format!("refuses: {reason}; no turn, no reaction, no reply"))
     }
 
     async fn summary(&mut self, begun: Instant) -> Result<(), CliError> {
