@@ -57,7 +57,13 @@ impl<D: Door + 'static> Desk<D> {
         }
     }
 
-    fn message(&mut self, event: &RawEvent, channel: String, from: PubKey, expires: Option<Timestamp>) -> queue::Message {
+    fn message(
+        &mut self,
+        event: &RawEvent,
+        channel: String,
+        from: PubKey,
+        expires: Option<Timestamp>,
+    ) -> queue::Message {
         queue::Message {
             id: event.id,
             from,

@@ -200,3 +200,29 @@ fn the_last_key_of_a_home_is_the_owner() {
     std::fs::rename(keys.join("other.key"), keys.join("default.key")).unwrap();
     hive.run(&["say", "@scout", "x"]).succeeds();
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_direct_message_is_asked_answered_and_decided_without_a_word_in_clear() {
+    let mut hive = Hive::new(&[demo("scout")]);
+    hive.run_agents("home");
+    let ran = hive.run(&["ask", "@scout", "--dm", "hello in private"]).succeeds();
+    assert_eq!(ran.stdout, "Hello! I am Skep's demo agent. You said: hello in private\n");
+    let mut ask = hive.start(&["ask", "@scout", "--dm", "write private.txt"]);
+    ask.wait_for("asks for a permission");
+    let card = hive.cards(1).remove(0);
+    assert!(card["channel"].as_str().unwrap().starts_with("dm:"), "{card}");
+    hive.run(&["approve", card["nonce"].as_str().unwrap()]).succeeds();
+    assert_eq!(ask.finish().succeeds().stdout, "I wrote private.txt.\n");
+    hive.run(&["ask", "@scout", "@critic", "--dm", "x"]).fails(3, "no agent is named \"critic\"", "@scout");
+    let owner = pubkey("owner").to_hex();
+    hive.run(&["say", "@scout", &owner, "--dm", "x"]).fails(2, "a direct message is for one agent", "one by one");
+    let mut anyone = hive.client("owner").await;
+    let found = anyone.query(vec![Filter::new()]).await.unwrap();
+    let wraps = found.iter().filter(|event| event.kind == Kind::GIFT_WRAP).count();
+    assert_eq!(wraps, 5, "what the owner may read: two copies, a card, two answers");
+    for event in &found {
+        let json = event.raw().to_json();
+        assert!(!json.contains("private") && !json.contains("dm:"), "{json}");
+        assert!(![Kind::NOTE, Kind::REACTION, Kind::PRIVATE_MESSAGE].contains(&event.kind), "{json}");
+    }
+}

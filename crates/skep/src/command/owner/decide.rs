@@ -21,7 +21,7 @@ pub fn run(args: &DecideArgs, is_yes: bool, out: &mut Output) -> Result<(), CliE
         let relay = owner.relay_of(&[])?;
         let mut client = owner.connect(&relay).await?;
         owner.directory.learn(&mut client).await?;
-        let open = cards::open_cards(&mut client, &owner.keys.pubkey(), &owner.directory, unix_now()).await?;
+        let open = cards::open_cards(&mut client, &owner.keys, &owner.directory, unix_now()).await?;
         client.close().await;
         if args.requests.is_empty() && !args.all {
             return list(&owner, &open, is_yes, out);
