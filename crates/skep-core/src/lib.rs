@@ -11,6 +11,7 @@ pub mod budget;
 pub mod door;
 pub mod fate;
 pub mod frames;
+pub mod health;
 pub mod hll;
 pub mod intake;
 pub mod leader;

@@ -241,9 +241,10 @@ impl Queue {
             }
             Ended::Failed(error @ (BackendError::Auth(_) | BackendError::Quota(_))) => {
                 let reason = error.to_string();
+                let id = row.message.id;
                 self.paused = Some(reason.clone());
                 self.requeue(row, now, now, &reason, out);
-                out.push(Effect::PauseAgent(reason));
+                out.push(Effect::PauseAgent { id, reason });
             }
             Ended::Failed(error @ BackendError::Busy { retry_after_secs: Some(secs) }) => {
                 self.busy_until = self.busy_until.max(now.saturating_add(secs.saturating_mul(1_000)));

@@ -7,6 +7,7 @@
 
 pub mod agent;
 pub mod attestation;
+pub mod control;
 pub mod event;
 pub mod filter;
 pub mod id;

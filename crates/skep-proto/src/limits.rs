@@ -128,6 +128,24 @@ pub const ESTIMATE_TURNS_MAX: usize = 20;
 /// Bytes of an agent's or pod's name: a DNS label, so that it can be one.
 pub const NAME_BYTES_MAX: usize = 63;
 
+/// Connections to a control socket at once: commands and screens of one user. More are told so and closed.
+pub const CONTROL_CONNECTIONS_MAX: usize = 16;
+
+/// Bytes of a request on a control socket: the reason of a pause is its longest part.
+pub const CONTROL_REQUEST_BYTES_MAX: usize = 16 * KIB;
+
+/// Messages in one answer, and bytes of it: 500 x (3 x 64 hex + 512 of reason + 300 of names) is 500 KB.
+pub const CONTROL_MESSAGES_MAX: u32 = 500;
+pub const CONTROL_ANSWER_BYTES_MAX: usize = 1024 * KIB;
+
+/// Bytes of a reason in what is asked or answered there.
+pub const CONTROL_REASON_BYTES_MAX: usize = 512;
+
+/// Seconds of silence after which such a connection is closed, and that one agent may take to do what was asked: a
+/// leader that is stopped is taken over from after 10 s.
+pub const CONTROL_IDLE_SECS: u64 = 60;
+pub const CONTROL_ACT_SECS: u64 = 15;
+
 /// Bytes of one negentropy message we send, before hex: half of a usual 128 KiB frame, minus the envelope.
 pub const NEG_FRAME_BYTES: usize = 60 * KIB;
 

@@ -1,5 +1,6 @@
 //! The command line, as clap reads it. Each verb has its module in [`crate::command`].
 
+mod fleet;
 mod operate;
 mod owner;
 
@@ -9,6 +10,8 @@ use clap::{Args, Parser, Subcommand};
 
 use crate::error::exit_code_help;
 
+pub use fleet::{FleetCommand, InboxArgs, NewArgs, PauseArgs, ResumeArgs, RetryArgs, StatusArgs, UpArgs};
+use fleet::{INBOX_HELP, PAUSE_HELP, STATUS_HELP, UP_HELP};
 use operate::{CHANNELS_HELP, DOCTOR_HELP, EXPORT_HELP, IMPORT_HELP};
 pub use operate::{ChannelsArgs, Dir, ExportArgs, ImportArgs, NameCommand, RelayCommand, SyncArgs};
 use owner::{APPROVE_HELP, ASK_HELP, DENY_HELP, SAY_HELP, USAGE_HELP, WATCH_HELP};
@@ -30,13 +33,28 @@ pub struct Cli {
 
 #[derive(Debug, Subcommand)]
 pub enum Command {
+    /// Start everything on this machine: a relay, and the agents that are found here.
+    #[command(after_help = UP_HELP)]
+    Up(UpArgs),
+    /// Show what runs here: the relay, each agent, who leads, what waits.
+    #[command(after_help = STATUS_HELP)]
+    Status(StatusArgs),
+    /// Show what was said to the agents, and what became of it.
+    #[command(after_help = INBOX_HELP)]
+    Inbox(InboxArgs),
+    /// Begin no new turns, of any agent here.
+    #[command(after_help = PAUSE_HELP)]
+    Pause(PauseArgs),
+    /// Go on after a pause.
+    #[command(after_help = PAUSE_HELP)]
+    Resume(ResumeArgs),
     /// Make, keep and show private keys.
     #[command(subcommand, after_help = KEY_HELP)]
     Key(KeyCommand),
     /// Publish, query, count and verify events on any relay.
     #[command(subcommand, after_help = EVENT_HELP)]
     Event(EventCommand),
-    /// Say which agent belongs to whom.
+    /// Add agents, see to them, and say whose they are.
     #[command(subcommand, after_help = AGENT_HELP)]
     Agent(AgentCommand),
     /// Ask agents something, watch them work, and print what they answer.
@@ -130,6 +148,9 @@ Examples:
 
 const AGENT_HELP: &str = "\
 Examples:
+  skep agent new rita --preset claude
+  skep agent list
+  skep agent pause rita --reason 'out of budget'
   skep agent attest claude --owner alice
   skep agent assign claude --owner alice --key admin
   skep agent revoke claude --key alice";
@@ -317,6 +338,8 @@ pub struct CountArgs {
 
 #[derive(Debug, Subcommand)]
 pub enum AgentCommand {
+    #[command(flatten)]
+    Fleet(FleetCommand),
     /// Run instances of agents of the configuration, until told to stop.
     ///
     /// Each mention of an agent is prompted once and answered once, however many instances run under its key.

@@ -7,9 +7,12 @@ use std::process::ExitCode;
 use clap::error::{ContextKind, ErrorKind as ClapKind};
 use skep_node::client::ClientError;
 use skep_node::config::ConfigError;
+use skep_node::control::ControlError;
 use skep_node::home::HomeError;
 use skep_node::keys::KeyError;
+use skep_node::node::NodeError;
 use skep_node::relay::UpError;
+use skep_node::setup::SetupError;
 use skep_node::transfer::TransferError;
 
 use crate::screen::escape;
@@ -136,6 +139,44 @@ impl From<UpError> for CliError {
             UpError::Key(error) => Self::from(error).kind,
             UpError::Listen { .. } => Kind::Network,
             UpError::Start(_) => Kind::Internal,
+        };
+        Self { kind, cause, hint }
+    }
+}
+
+impl From<NodeError> for CliError {
+    fn from(error: NodeError) -> Self {
+        let (cause, hint) = (error.to_string(), error.hint());
+        let kind = match error {
+            NodeError::Running { .. } => Kind::Refused,
+            NodeError::Taken { .. } => Kind::Network,
+            NodeError::Up(error) => Self::from(error).kind,
+            NodeError::Control(error) => Self::from(error).kind,
+            NodeError::Key(error) => Self::from(error).kind,
+        };
+        Self { kind, cause, hint }
+    }
+}
+
+impl From<ControlError> for CliError {
+    fn from(error: ControlError) -> Self {
+        let (cause, hint) = (error.to_string(), error.hint());
+        let kind = match &error {
+            ControlError::Home(error) => home_kind(error),
+            ControlError::Serve { .. } => Kind::Internal,
+            ControlError::Silent { .. } => Kind::Network,
+        };
+        Self { kind, cause, hint }
+    }
+}
+
+impl From<SetupError> for CliError {
+    fn from(error: SetupError) -> Self {
+        let (cause, hint) = (error.to_string(), error.hint());
+        let kind = match error {
+            SetupError::Home(error) => home_kind(&error),
+            SetupError::Key(error) => Self::from(error).kind,
+            _ => Kind::Input,
         };
         Self { kind, cause, hint }
     }

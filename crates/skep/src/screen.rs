@@ -41,6 +41,11 @@ impl Output {
         !self.json && self.columns.is_some()
     }
 
+    /// Colours, where they belong.
+    pub fn paint(&self) -> Paint {
+        Paint { is_on: self.columns.is_some() && !self.json && wants_colour() }
+    }
+
     /// Writes one line. Text from elsewhere must have been escaped.
     pub fn line(&mut self, text: &str) -> Result<(), CliError> {
         let mut stdout = self.stdout.lock();
@@ -72,6 +77,36 @@ impl Output {
     pub fn flush(&mut self) -> Result<(), CliError> {
         self.stdout.flush().map_err(CliError::from)
     }
+}
+
+/// Colours on a terminal, or nothing at all. What is painted must have been escaped.
+#[derive(Debug, Clone, Copy)]
+pub struct Paint {
+    is_on: bool,
+}
+
+impl Paint {
+    pub fn bold(self, text: &str) -> String {
+        self.with("1", text)
+    }
+
+    pub fn dim(self, text: &str) -> String {
+        self.with("2", text)
+    }
+
+    pub fn green(self, text: &str) -> String {
+        self.with("32", text)
+    }
+
+    fn with(self, code: &str, text: &str) -> String {
+        if self.is_on { format!("\u{1b}[{code}m{text}\u{1b}[0m") } else { text.to_owned() }
+    }
+}
+
+/// Not when the user said so (no-color.org), nor where there is nothing to colour.
+fn wants_colour() -> bool {
+    let set = |name| std::env::var_os(name).filter(|value: &std::ffi::OsString| !value.is_empty());
+    set("NO_COLOR").is_none() && set("TERM").is_none_or(|term| term != "dumb")
 }
 
 /// Says something beside the output. Nobody listening is fine.

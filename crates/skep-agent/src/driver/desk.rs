@@ -328,7 +328,7 @@ impl<D: Door + 'static> Desk<D> {
                 Effect::React { id, reaction } if self.is_prompter() => self.react(&id, reaction)?,
                 Effect::React { .. } => {}
                 Effect::Notice { id, text } => self.notice(&id, &text)?,
-                Effect::PauseAgent(reason) => self.pause(&reason)?,
+                Effect::PauseAgent { id, reason } => self.pause(&id, &reason)?,
                 Effect::WakeAt(at) => self.wake_at = Some(at),
             }
         }
@@ -380,10 +380,18 @@ impl<D: Door + 'static> Desk<D> {
         self.publish_reaction(&letter, sign)
     }
 
-    fn pause(&mut self, reason: &str) -> Result<(), StoreError> {
+    fn pause(&mut self, id: &EventId, reason: &str) -> Result<(), StoreError> {
         tracing::warn!(agent = %self.setup.name, reason, "paused");
         self.tell_waiting();
-        self.setup.store.set_fact(PAUSED, Some(reason))
+        // Turns that ran beside each other end for one reason.
+        let is_told = self.setup.store.fact(PAUSED)?.is_some();
+        self.setup.store.set_fact(PAUSED, Some(reason))?;
+        match self.letter(id)? {
+            Some(letter) if !is_told => {
+                self.tell_owner(&letter, &format!("paused: {reason}; I begin no turn until you resume me"))
+            }
+            _ => Ok(()),
+        }
     }
 
     fn next_wake(&self) -> Duration {
@@ -449,7 +457,7 @@ impl<D: Door + 'static> Desk<D> {
 pub(super) const STOPS: &str = "the harness stops";
 
 /// The fact that an agent is paused, with the reason.
-const PAUSED: &str = "paused";
+pub const PAUSED: &str = "paused";
 
 /// A row as the store keeps it.
 pub(super) fn state_of(row: &Row) -> MessageState {

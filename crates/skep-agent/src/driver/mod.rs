@@ -33,6 +33,8 @@ use skep_store::agent::Delivery;
 use skep_store::{AgentStore, StoreError};
 use tokio::sync::{Notify, mpsc, oneshot};
 
+pub use desk::PAUSED;
+
 use crate::Spec;
 
 pub use host::{Host, Lead};

@@ -7,6 +7,7 @@ mod mock_model;
 mod budget;
 mod cards;
 mod leading;
+mod provider;
 mod relay;
 mod sealed;
 

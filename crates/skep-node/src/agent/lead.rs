@@ -186,6 +186,7 @@ impl Task {
                     return;
                 }
                 Event::Order(Order::Claim) => {
+                    self.prompter.iter_mut().for_each(Prompter::claim);
                     self.look(|local, lease| {
                         local.leader.claim();
                         local.tick(lease)

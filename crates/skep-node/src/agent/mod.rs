@@ -22,7 +22,8 @@ pub mod settings;
 
 pub use skep_agent::demo::run as demo;
 
-pub use instance::{Instance, NotRunning, StartError, State, Status};
+pub(crate) use instance::make_directory;
+pub use instance::{Contact, Instance, NotRunning, RECORDS, StartError, State, Status};
 
 use std::path::PathBuf;
 

@@ -42,6 +42,8 @@ pub struct Prompter {
     /// News says that ours was taken.
     is_doubted: bool,
     may_steal: bool,
+    /// A person wants this instance to lead: the lease is taken over, wherever its holder is. Until it is ours.
+    is_claimed: bool,
     grants: Grants,
     /// What the relay said last, when it was not a lease.
     said: Option<String>,
@@ -93,6 +95,7 @@ impl Prompter {
             quiet_until: None,
             is_doubted: false,
             may_steal,
+            is_claimed: false,
             grants: Grants::Unknown,
             said: None,
         }
@@ -102,7 +105,8 @@ impl Prompter {
         match (&self.held, &self.other) {
             _ if self.grants == Grants::No => RelayLease::None,
             (Some(mine), _) if mine.is_held(now) => RelayLease::Held(mine.epoch),
-            (_, Some(_)) => RelayLease::Others,
+            // What ran out is nobody's, as far as is known: the stored state of a lease outlives it.
+            (_, Some((_, until))) if *until > now.wall => RelayLease::Others,
             _ => RelayLease::Unknown,
         }
     }
@@ -139,8 +143,16 @@ impl Prompter {
             return Some(self.question(now, "renew", Some(mine.epoch)));
         }
         let is_of_here = self.other.as_ref().is_some_and(|(other, _)| is_same_machine(other, &self.instance));
-        let op = if is_of_here && has_hold && self.may_steal { "steal" } else { "acquire" };
+        let is_to_steal = self.is_claimed || (is_of_here && has_hold);
+        let op = if is_to_steal && self.may_steal { "steal" } else { "acquire" };
         Some(self.question(now, op, None))
+    }
+
+    /// A person wants this instance to lead, whoever does.
+    pub fn claim(&mut self) {
+        if self.held.is_none() {
+            (self.is_claimed, self.quiet_until) = (true, None);
+        }
     }
 
     /// Gives the lease back, when it is ours.
@@ -174,6 +186,7 @@ impl Prompter {
         match answer {
             Ok(Accepted::Answered(text)) if let Some(epoch) = number(&text, "epoch") => {
                 self.held = Some(Mine { epoch, since: question.asked });
+                self.is_claimed = false;
                 (self.other, self.said, self.grants) = (None, None, Grants::Yes);
             }
             Ok(_) => self.grants_none("it took a lease request for a note"),
@@ -324,6 +337,23 @@ mod tests {
         lease.answered(&question, Err(Prefix::Restricted.because("no owner")), clock.0);
         let question = lease.ask(clock.after(1_001), true).expect("asked again");
         assert_eq!(op(&question), "acquire", "without the owner's consent it waits");
+    }
+
+    #[test]
+    fn a_claim_takes_the_lease_over_from_another_machine_once() {
+        let (mut lease, mut clock) = (prompter("m/1"), Clock::start());
+        let held = || Err(Prefix::Conflict.because("held by n/0 epoch=3 expires=1000099"));
+        let question = lease.ask(clock.0, true).expect("a question");
+        lease.answered(&question, held(), clock.0);
+        lease.claim();
+        let question = lease.ask(clock.0, true).expect("at once");
+        assert_eq!(op(&question), "steal");
+        lease.answered(&question, granted(4), clock.0);
+        // Lost again, it is not taken back: that was one claim.
+        let question = lease.ask(clock.after(5_000), true).expect("it is renewed");
+        lease.answered(&question, held(), clock.0);
+        let question = lease.ask(clock.after(1_001), true).expect("asked again");
+        assert_eq!(op(&question), "acquire");
     }
 
     #[test]

@@ -23,6 +23,9 @@ use crate::config::ConfigError;
 use crate::keys::{self, KeyName, Keys};
 use url::Url;
 
+/// The preset that needs nothing but this binary: the program that `skep agent demo` is.
+pub const BUILT_IN: &str = "demo";
+
 /// Turns of one agent at once: each is a backend process of its own.
 const PARALLEL_MAX: usize = 16;
 
@@ -71,7 +74,7 @@ settings! {
     /// What runs its turns: `acp` (an Agent Client Protocol program), `openai` (a model server) or `command`.
     backend: BackendKind = BackendKind::Acp;
     /// A known ACP program in place of `command`: `claude`, `codex`, `gemini`, `goose`, `opencode`, `qwen`, `kimi` or
-    /// `vibe`. It is started so that it asks before it acts; `args` come after its own.
+    /// `vibe`; `demo` is built in. It is started so that it asks before it acts; `args` come after its own.
     preset: String = String::new();
     /// The program of `acp` and `command`: a path, or a name that is looked up in PATH.
     command: String = String::new();
@@ -293,10 +296,14 @@ impl AgentSettings {
         Ok(())
     }
 
-    fn preset(&self) -> Result<&'static Preset, ConfigError> {
-        let known = || PRESETS.iter().map(|preset| preset.name).collect::<Vec<_>>().join(", ");
+    /// `None`: the program is named by the command, or built in.
+    fn preset(&self) -> Result<Option<&'static Preset>, ConfigError> {
+        if self.preset.is_empty() || self.preset == BUILT_IN {
+            return Ok(None);
+        }
+        let known = || PRESETS.iter().map(|preset| preset.name).chain([BUILT_IN]).collect::<Vec<_>>().join(", ");
         let found = PRESETS.iter().find(|preset| preset.name == self.preset);
-        found.ok_or_else(|| self.wrong("preset", format!("is one of {}", known())))
+        found.map(Some).ok_or_else(|| self.wrong("preset", format!("is one of {}", known())))
     }
 
     fn allowed(&self) -> Result<Vec<PubKey>, ConfigError> {
@@ -328,8 +335,7 @@ impl AgentSettings {
         let workdir = if self.workdir.is_empty() { directory.join("work") } else { PathBuf::from(&self.workdir) };
         let kind = self.kind(env.get("PATH").unwrap_or_default(), key)?;
         let some = |text: &String| (!text.is_empty()).then(|| text.clone());
-        let is_preset = self.backend == BackendKind::Acp && !self.preset.is_empty();
-        let preset = is_preset.then(|| self.preset()).transpose()?;
+        let preset = if self.backend == BackendKind::Acp { self.preset()? } else { None };
         let env = match preset {
             Some(preset) => preset.environment(&env).map_err(|error| self.wrong("preset", error.to_string()))?,
             None => env,
@@ -396,9 +402,28 @@ impl AgentSettings {
         path.map(Key::File).map_err(|error| self.wrong("api_key_file", error.to_string()))
     }
 
-    fn kind(&self, path: &str, key: Key) -> Result<Kind, ConfigError> {
+    /// What runs its turns, for a person.
+    pub fn backend_name(&self) -> String {
+        if self.preset == BUILT_IN {
+            return "built-in demo".into();
+        }
         if !self.preset.is_empty() {
-            let preset = self.preset()?;
+            let known = PRESETS.iter().find(|preset| preset.name == self.preset);
+            return known.map_or_else(|| self.preset.clone(), |preset| preset.title.to_owned());
+        }
+        match self.backend {
+            BackendKind::OpenAi => self.model.clone(),
+            BackendKind::Acp | BackendKind::Command => self.command.rsplit('/').next().unwrap_or_default().to_owned(),
+        }
+    }
+
+    fn kind(&self, path: &str, key: Key) -> Result<Kind, ConfigError> {
+        if self.preset == BUILT_IN {
+            let failed = |error: std::io::Error| self.wrong("preset", format!("this program cannot be found: {error}"));
+            let args = ["agent", "demo"].map(str::to_owned).to_vec();
+            return Ok(Kind::Acp { command: std::env::current_exe().map_err(failed)?, args });
+        }
+        if let Some(preset) = self.preset()? {
             let command = preset.commands.iter().find_map(|command| find(command, path));
             let missing = || format!("{} is not in PATH: {}", preset.title, preset.install);
             let command = command.ok_or_else(|| self.wrong("preset", missing()))?;

@@ -40,7 +40,7 @@ pub async fn management(url: &str, method: &str, params: &Value, keys: &Keys) ->
 }
 
 /// The same place by HTTP.
-fn http_url(text: &str) -> Result<Url, ClientError> {
+pub(super) fn http_url(text: &str) -> Result<Url, ClientError> {
     let as_relay = match text.split_once("://") {
         Some(("http", rest)) => format!("ws://{rest}"),
         Some(("https", rest)) => format!("wss://{rest}"),

@@ -7,5 +7,6 @@ mod hive;
 mod instance;
 mod lead;
 mod link;
+mod loops;
 mod outbox;
 mod story;

@@ -93,6 +93,19 @@ ALTER TABLE turns ADD COLUMN charge TEXT;
 ",
 ];
 
+/// Refuses a file that this program cannot read as it is.
+pub(super) fn check(db: &Connection) -> Result<(), StoreError> {
+    let found: u32 = db.pragma_query_value(None, "user_version", |row| row.get(0)).map_err(|error| sql(&error))?;
+    let known = STEPS.len() as u32;
+    if found > known {
+        return Err(StoreError::Format { found, known });
+    }
+    if found < known {
+        return Err(StoreError::Other("these records are of an older version; start the agent once".into()));
+    }
+    Ok(())
+}
+
 /// Brings a file to the newest schema, or says that it is newer than this program.
 pub(super) fn prepare(db: &mut Connection) -> Result<(), StoreError> {
     let failed = |error: rusqlite::Error| sql(&error);

@@ -3,11 +3,14 @@
 mod agent;
 mod channels;
 mod compact;
+mod demo;
 mod doctor;
 mod event;
 mod export;
 mod filter;
+mod fleet;
 mod import;
+mod inbox;
 mod input;
 mod key;
 mod name;
@@ -15,8 +18,13 @@ mod owner;
 mod progress;
 mod publish;
 mod relay;
+mod roster;
 mod run;
+mod signals;
+mod status;
 mod sync;
+mod table;
+mod up;
 
 use std::future::Future;
 use std::time::Duration;
@@ -32,6 +40,11 @@ use crate::screen::{self, Output};
 pub fn run(cli: Cli) -> Result<(), CliError> {
     let mut out = Output::new(cli.json);
     match cli.command {
+        Command::Up(args) => up::run(&args, &mut out),
+        Command::Status(args) => status::run(&args, &mut out),
+        Command::Inbox(args) => inbox::run(&args, &mut out),
+        Command::Pause(args) => fleet::pause(&args, &mut out),
+        Command::Resume(args) => fleet::resume(&args, &mut out),
         Command::Key(command) => key::run(command, &mut out),
         Command::Event(command) => event::run(command, &mut out),
         Command::Agent(command) => agent::run(command, &mut out),
