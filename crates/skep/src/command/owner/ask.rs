@@ -407,7 +407,7 @@ impl Talk<'_> {
             format!("{names} did not answer within {}", args.timeout)
         };
         let hint = if is_silent {
-            "is it running, and does it listen to you? it answers when it runs: skep watch shows it"
+            "is it running, and does it listen to you? skep status shows it where it runs; it answers when it runs again"
         } else {
             "the turn goes on: skep watch shows it, and the answer is published under the message"
         };
@@ -428,6 +428,11 @@ async fn next_line(typed: &mut Option<mpsc::Receiver<String>>) -> Option<String>
     }
 }
 
+/// A name as commands take it without quoting.
+fn plain(who: &str) -> &str {
+    who.trim_start_matches('@')
+}
+
 /// How it ended, as a word and a reason.
 fn words(end: &End) -> (&'static str, &str) {
     match end {
@@ -443,9 +448,9 @@ fn error_of(who: &str, end: &End) -> CliError {
     let (_, why) = words(end);
     match end {
         End::Paused(_) => CliError::new(Kind::Paused, format!("{who} is paused ({why}); the message waits there"))
-            .hint("mend what paused it, then resume it: it answers by itself"),
+            .hint(format!("mend what paused it, then: skep agent resume {}", plain(who))),
         End::Dead(_) => CliError::new(Kind::GaveUp, format!("{who} gave up: {why}"))
-            .hint("skep watch shows its turns; a new message begins anew"),
+            .hint(format!("skep agent retry {}, where it runs; skep watch shows its turns", plain(who))),
         End::Expired(_) => {
             CliError::new(Kind::GaveUp, format!("{who} did not come to it in time: {why}")).hint("send it again")
         }

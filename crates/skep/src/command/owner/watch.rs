@@ -8,12 +8,17 @@ use skep_node::owner::watch::{Item, Seen, Shown, Watch};
 use skep_node::owner::{Feed, Heard, is_attested, open_frame};
 use skep_proto::agent::telemetry::TelemetryKind;
 use skep_proto::{Filter, Kind as EventKind, PubKey, RawEvent, limits};
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
 
 use super::{Owner, show};
 use crate::cli::WatchArgs;
 use crate::command::{block_on, input};
 use crate::error::{CliError, Kind};
 use crate::screen::{self, Output, escape, paragraphs};
+
+/// What waits to be shown; when it is full, the relays' connections wait.
+const HEARD_MAX: usize = 64;
 
 /// A backend that says nothing for this long is mentioned, and again each time that it has doubled.
 const IDLE_MS: u64 = 30_000;
@@ -23,12 +28,8 @@ pub fn run(args: &WatchArgs, out: &mut Output) -> Result<(), CliError> {
     let now = unix_now();
     let since = input::time(&args.since, now)?;
     block_on(async {
-        let (agents, relay) = owner.resolve(&args.agents).await?;
-        if agents.is_empty() {
-            let mut client = owner.connect(&relay).await?;
-            owner.directory.learn(&mut client).await?;
-            client.close().await;
-        }
+        let (agents, _) = owner.resolve(&args.agents).await?;
+        let relays = owner.relays_of(&agents);
         let named: Vec<PubKey> = agents.iter().map(|agent| agent.key).collect();
         let filter = Filter {
             kinds: Some(vec![EventKind::AGENT_FRAME]),
@@ -37,16 +38,40 @@ pub fn run(args: &WatchArgs, out: &mut Output) -> Result<(), CliError> {
             since: Some(since.max(now.saturating_sub(limits::CONTROL_FRESH_SECS))),
             ..Filter::new()
         };
-        let mut feed = Feed::open(&relay, owner.options.clone(), vec![filter.normalized()]).await?;
-        screen::remark(&format!("watching {} on {relay}; Ctrl-C ends it", of_whom(&owner, &named)));
+        let filter = filter.normalized();
+        let (says, mut heard) = mpsc::channel(HEARD_MAX);
+        // They end when this command does.
+        let mut feeds = JoinSet::new();
+        let open = async |owner: &mut Owner, relay: &str| {
+            if named.is_empty() {
+                let mut client = owner.connect(relay).await?;
+                owner.directory.learn(&mut client).await?;
+                client.close().await;
+            }
+            let feed = Feed::open(relay, owner.options.clone(), vec![filter.clone()]).await?;
+            feeds.spawn(forward(feed, says.clone()));
+            Ok(())
+        };
+        owner.on_each(&relays, open).await?;
+        drop(says);
+        screen::remark(&format!("watching {} on {}; Ctrl-C ends it", of_whom(&owner, &named), relays.join(" ")));
         let mut view = View::new(owner, named, args.raw, out);
         let mut watch = Watch::default();
-        while let Some(heard) = feed.next().await {
+        while let Some(heard) = heard.recv().await {
             view.hear(heard, &mut watch)?;
         }
-        Err(CliError::new(Kind::Refused, format!("{relay} serves these frames no more"))
+        Err(CliError::new(Kind::Refused, format!("{} serves these frames no more", relays.join(" ")))
             .hint("try another key with --key NAME"))
     })
+}
+
+/// Brings what one relay has to the one who shows it.
+async fn forward(mut feed: Feed, says: mpsc::Sender<Heard>) {
+    while let Some(heard) = feed.next().await {
+        if says.send(heard).await.is_err() {
+            return;
+        }
+    }
 }
 
 fn of_whom(owner: &Owner, named: &[PubKey]) -> String {
