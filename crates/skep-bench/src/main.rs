@@ -4,6 +4,7 @@
 //! WebSocket, `corpus` makes events, `meter` reads `/proc`, `report` runs everything and writes the page.
 //! Must not: depend on the relay's crates beyond its wire types, or know one relay from another.
 
+mod agents;
 mod answer;
 mod cli;
 mod conn;
@@ -48,6 +49,7 @@ Examples:
   skep-bench fanout --subscribers 1000 --matching 1
   skep-bench idle --connections 10000 --pid $(pidof relay)
   skep-bench raw --dir /var/lib/relay --json
+  skep-bench agents --skep-bin target/release/skep
   skep-bench report --relay-bin target/release/skep --quick
   skep-bench report --url ws://127.0.0.1:7777 --beside strfry=ws://127.0.0.1:7778
 
@@ -79,6 +81,11 @@ enum Mode {
     Fanout(fanout::Fanout),
     /// Memory of idle connections
     Idle(idle::Idle),
+    /// Agents of a skep binary: takeovers, the way to a prompt, the cost of idle ones
+    Agents(agents::Agents),
+    /// The backend that `agents` prompts
+    #[command(hide = true)]
+    Program(agents::Program),
     /// Limits of this machine: signatures, fsync, loopback
     Raw(raw::Raw),
     /// Measure everything and write a page
@@ -86,8 +93,9 @@ enum Mode {
 }
 
 impl Mode {
-    fn run(self) -> Result<(Outcome, bool)> {
-        Ok(match self {
+    /// `None`: there is nothing to print.
+    fn run(self) -> Result<Option<(Outcome, bool)>> {
+        Ok(Some(match self {
             Self::Ingest(mode) => (mode.run()?, mode.common.json),
             Self::Publish(mode) => (mode.run()?, mode.common.json),
             Self::Preload(mode) => (mode.run()?, mode.common.json),
@@ -100,16 +108,25 @@ impl Mode {
             Self::Fanout(mode) => (mode.run()?, mode.common.json),
             Self::Idle(mode) => (mode.run()?, mode.common.json),
             Self::Raw(mode) => (mode.run()?, mode.json),
+            Self::Agents(mode) => (mode.run()?, mode.json),
+            Self::Program(mode) => {
+                mode.run()?;
+                return Ok(None);
+            }
             Self::Report(mode) => (mode.run()?, mode.json),
-        })
+        }))
     }
 }
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
-    match cli.mode.run().and_then(|(outcome, json)| print(&outcome, json).map(|()| outcome)) {
-        Ok(outcome) if outcome.is_faulty() => ExitCode::from(3),
-        Ok(_) => ExitCode::SUCCESS,
+    let run = cli.mode.run().and_then(|ran| match ran {
+        Some((outcome, json)) => print(&outcome, json).map(|()| outcome.is_faulty()),
+        None => Ok(false),
+    });
+    match run {
+        Ok(true) => ExitCode::from(3),
+        Ok(false) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("error: {}", format!("{error:#}").replace('\n', " "));
             ExitCode::from(1)

@@ -81,7 +81,7 @@ fn parse_machine(stat: &str) -> Option<Machine> {
 }
 
 /// User and system time so far; `process` is a pid or `self`.
-fn cpu_seconds(process: &str) -> io::Result<f64> {
+pub fn cpu_seconds(process: &str) -> io::Result<f64> {
     let stat = fs::read_to_string(format!("/proc/{process}/stat"))?;
     parse_stat(&stat).ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "unexpected /proc stat"))
 }

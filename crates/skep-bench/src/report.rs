@@ -6,7 +6,7 @@
 mod machine;
 mod page;
 mod reference;
-mod relay;
+pub mod relay;
 mod steps;
 
 use std::path::PathBuf;

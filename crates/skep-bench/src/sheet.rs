@@ -48,6 +48,7 @@ metrics! {
     ServerCpuUs "server_cpu_us_per_operation" "µs" "server CPU per operation";
     ClientCpuUs "client_cpu_us_per_operation" "µs" "client CPU per operation";
     OthersPercent "cpu_of_others_percent" "%" "CPU taken by other processes";
+    CpuPercent "cpu_percent" "%" "CPU, of one core";
     ServerRssMib "server_rss_mib" "MiB" "server memory after, resident";
     ServerAnonMib "server_anonymous_mib" "MiB" "server memory after, its own";
     KibPerConnection "kib_per_connection" "KiB" "server memory per connection";

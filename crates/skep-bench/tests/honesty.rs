@@ -44,6 +44,16 @@ fn events_are_counted_when_the_relay_is_honest() {
 }
 
 #[test]
+fn agents_need_a_binary_that_runs_them() {
+    let run = |bin: &str| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_skep-bench"));
+        command.args(["agents", "--skep-bin", bin]).output().expect("the tool runs")
+    };
+    one_line_error(&run("/no/such/binary"), "/no/such/binary");
+    one_line_error(&run("/bin/true"), "the relay did not say");
+}
+
+#[test]
 fn a_refused_event_is_never_a_success() {
     let (found, faulty) = sheets(&against(Lie::Refuses, &INGEST));
     assert_eq!((&found[0]["values"]["stored"], &found[0]["values"]["refused"]), (&450.0.into(), &50.0.into()));

@@ -83,6 +83,11 @@ impl Turn {
         &self.observed
     }
 
+    /// Whether it was told to end, and has not yet.
+    pub fn is_ending(&self) -> bool {
+        self.ending.is_some() && !self.is_over
+    }
+
     pub fn is_over(&self) -> bool {
         self.is_over
     }

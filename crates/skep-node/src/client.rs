@@ -27,7 +27,7 @@ use crate::keys::Keys;
 pub use date::date;
 pub use dial::parse_relay_url;
 pub use error::ClientError;
-pub use management::management;
+pub use management::{information, management};
 pub use message::RelayMsg;
 
 use dial::Transport;

@@ -13,7 +13,7 @@ use skep_proto::{EventId, Filter, RawEvent, Timestamp};
 
 use crate::client::Client;
 use crate::clock::unix_now;
-use crate::transfer::{Fate, Observer, Offline, Pages, Pipeline, Progress, Tally, TransferError, fetch};
+use crate::transfer::{Fate, Observer, Offline, Pages, Pipeline, Progress, Tally, TransferError, fetch_ids};
 
 pub use negotiate::{Difference, reconcile};
 use negotiate::{Window, reconcile_window};
@@ -146,10 +146,8 @@ pub async fn sync(
 
 /// The events of these ids, verified.
 async fn get(client: &mut Client, ids: &[EventId], forged: &mut u64) -> Result<Vec<RawEvent>, TransferError> {
-    let filter = Filter { ids: Some(ids.to_vec()), ..Filter::new() }.normalized();
-    let found = fetch(client, filter, forged).await?;
+    let mut found = fetch_ids(client, ids, forged).await?;
     // In the order of `ids`, oldest first: a deletion comes after what it deletes.
-    let mut found = found;
     Ok(ids.iter().filter_map(|id| found.remove(id)).map(|event| event.raw().clone()).collect())
 }
 

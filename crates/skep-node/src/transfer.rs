@@ -20,7 +20,7 @@ pub use export::{Written, export_relay, export_store};
 pub use import::{Import, Source, import_relay, import_store};
 pub use offline::{Fate, Missing, Offline};
 pub use pages::Pages;
-pub(crate) use pages::fetch;
+pub(crate) use pages::{fetch, fetch_ids};
 pub use pipeline::Pipeline;
 pub use resume::Journal;
 pub use tally::{BadLine, Tally};

@@ -122,6 +122,17 @@ pub const PROMPT_TEXT_BYTES_MAX: usize = 1024 * KIB;
 pub const HISTORY_MESSAGES_MAX: usize = 50;
 pub const HISTORY_BYTES_MAX: usize = 128 * KIB;
 
+/// Milliseconds that a look at the relay may take before a prompt goes without it: what a person does not notice beside
+/// a model that takes ten seconds to answer.
+pub const LOOKUP_MS_MAX: u64 = 3_000;
+
+/// Events of one such look: the messages before one, from three filters.
+pub const LOOKUP_EVENTS_MAX: usize = 4 * HISTORY_MESSAGES_MAX;
+
+/// Seconds for which a word on membership is good, and keys that are remembered: 4,096 x about 120 bytes.
+pub const MEMBER_SECS: u64 = 60;
+pub const MEMBERS_MAX: usize = 4_096;
+
 /// Settled turns whose median estimates the next one.
 pub const ESTIMATE_TURNS_MAX: usize = 20;
 

@@ -22,6 +22,7 @@ use skep_store::agent::{Delivery, MessageState};
 use tokio::sync::mpsc;
 
 use super::letter::Letter;
+use super::members::{Members, Of};
 use super::sealed::Held;
 use super::work::Live;
 use super::{Command, Input, Setup};
@@ -29,7 +30,16 @@ use super::{Command, Input, Setup};
 /// What tasks of this loop tell it.
 pub(super) enum Inner {
     /// The relay's answer about a turn's lease.
-    Leased { prompt: Prompt, answer: Result<Epoch, Refusal> },
+    Leased {
+        prompt: Prompt,
+        answer: Result<Epoch, Refusal>,
+        /// What was said before it, as the relay has it.
+        earlier: Vec<RawEvent>,
+    },
+    /// What is there of what the agent says of itself; `None`: nobody answered.
+    Introduced(Option<Vec<RawEvent>>),
+    /// Whether somebody is a member; `None`: nobody answered.
+    Member { of: Of, is_member: Option<bool> },
     /// A turn's lease could not be kept.
     Fenced(TurnId),
     /// The relay's answer about the end of a held reply's lease.
@@ -89,6 +99,9 @@ pub(super) struct Desk<D> {
     pub told: BTreeSet<(PubKey, String)>,
     /// Messages whose sender could not be judged yet.
     pub unjudged: BTreeSet<EventId>,
+    pub members: Members,
+    /// When it is seen to what the agent says of itself, by the steady clock.
+    pub introduces_at: u64,
     /// Replies that wait for the end of their leases, by turn.
     pub held: BTreeMap<String, Held>,
     /// What was said in direct messages: the id inside, and the event that it went out in. The oldest go first.
@@ -131,6 +144,8 @@ impl<D: Door + 'static> Desk<D> {
             live: BTreeMap::new(),
             told: BTreeSet::new(),
             unjudged: BTreeSet::new(),
+            members: Members::default(),
+            introduces_at: 0,
             held: BTreeMap::new(),
             said_sealed: VecDeque::new(),
             inner,
@@ -273,7 +288,9 @@ impl<D: Door + 'static> Desk<D> {
 
     fn hear(&mut self, word: Inner) -> Result<(), StoreError> {
         match word {
-            Inner::Leased { prompt, answer } => self.leased(prompt, answer),
+            Inner::Leased { prompt, answer, earlier } => self.leased(prompt, answer, earlier),
+            Inner::Introduced(found) => self.introduced(found),
+            Inner::Member { of, is_member } => self.learn_member(of, is_member),
             Inner::Fenced(turn) => self.cancel_turn(&turn, skep_core::turn::Cancel::Fenced),
             Inner::Completed { turn, answer } => self.completed(&turn, answer),
             Inner::Said { channel, generation, said } => self.said(&channel, generation, said),
@@ -417,13 +434,14 @@ impl<D: Door + 'static> Desk<D> {
         self.judge_again()?;
         self.renew_leases();
         self.complete_held();
+        self.introduce()?;
         self.close_idle();
         self.tell_role_again();
         self.send_frames();
         Ok(())
     }
 
-    fn judge_again(&mut self) -> Result<(), StoreError> {
+    pub(super) fn judge_again(&mut self) -> Result<(), StoreError> {
         let waiting: Vec<EventId> = self.unjudged.iter().copied().collect();
         waiting.iter().try_for_each(|id| self.judge(id))
     }

@@ -1,8 +1,8 @@
-//! What an instance is given of its machine: the time, randomness, and the word on whether it leads.
+//! What an instance is given of its machine: the time, randomness, the word on whether it leads, and a look at its relay.
 
 use futures_util::future::BoxFuture;
-use skep_proto::Timestamp;
 use skep_proto::time::UnixMs;
+use skep_proto::{Filter, PubKey, RawEvent, Timestamp};
 
 /// Clocks and randomness of the machine. An instance has no others.
 pub trait Host: Send + Sync {
@@ -20,6 +20,15 @@ pub trait Host: Send + Sync {
 pub trait Lead: Send + Sync {
     /// Whether it may act now. One that says no tells the role that is true ([`super::Input::Role`]) soon after.
     fn may_act(&self) -> BoxFuture<'_, bool>;
+}
+
+/// What can be looked up at the home relay. Each answer comes in a bounded time.
+pub trait Library: Send + Sync {
+    /// What it has that matches, verified. `None`: it did not answer, and nothing is known.
+    fn look_up(&self, filters: Vec<Filter>) -> BoxFuture<'static, Option<Vec<RawEvent>>>;
+
+    /// The key that it signs its own lists with (NIP-11 `self`); `Some(None)`: it has none.
+    fn relay_key(&self) -> BoxFuture<'static, Option<Option<PubKey>>>;
 }
 
 impl dyn Host {

@@ -105,7 +105,10 @@ impl<D: Door + 'static> Desk<D> {
         };
         let id = *id;
         match verdict {
-            Verdict::Retry => return Ok(()),
+            Verdict::Retry => {
+                self.ask_membership(&letter);
+                return Ok(());
+            }
             Verdict::Admit => {
                 self.loops.count(self.me, &asker, self.unix_now());
                 self.tell_queue(queue::Input::Admitted(id))?;
@@ -135,8 +138,7 @@ impl<D: Door + 'static> Desk<D> {
         Asker {
             key: event.pubkey,
             is_sibling: fact(attested.as_ref().is_some_and(|attestation| Some(attestation.owner) == owner)),
-            // The relay lets members only write where that matters; here nobody says.
-            is_member: Fact::Unknown,
+            is_member: self.membership(event),
             is_agent: fact(attested.is_some() || thread::hop(event) > 0),
         }
     }
@@ -164,7 +166,7 @@ impl<D: Door + 'static> Desk<D> {
                 self.settle_permits(effects)?;
                 status
             }
-            Control::SwitchModel { .. } => Status::UnsupportedModel,
+            Control::SwitchModel { channel_id, model_id } => self.switch_model(channel_id, model_id)?,
             Control::ClaimLeadership { instance_id } if *instance_id == self.setup.instance => {
                 self.setup.claims.notify_one();
                 Status::Claimed

@@ -6,14 +6,19 @@
 //! the outbox. Must not: decide anything (core does), or publish what is not stored first.
 //!
 //! `desk` the loop's state and the queue's effects · `mail` what an event is · `work` turns · `post` what is published ·
-//! `tell` what only the owner is told · `purse` its budget · `letter` a message however it came · `sealed` direct
-//! messages · `host` the machine's clocks
+//! `earlier` what was said before · `members` who is one · `purse` its budget · `profile` what it says of itself ·
+//! `model` another model · `tell` what only the owner is told · `letter` a message however it came · `sealed` direct
+//! messages · `host` what the machine gives it
 
 mod desk;
+mod earlier;
 mod host;
 mod letter;
 mod mail;
+mod members;
+mod model;
 mod post;
+mod profile;
 mod purse;
 mod sealed;
 mod tell;
@@ -37,7 +42,7 @@ pub use desk::PAUSED;
 
 use crate::Spec;
 
-pub use host::{Host, Lead};
+pub use host::{Host, Lead, Library};
 
 /// Inputs that wait for the loop. Whoever feeds it waits when there are more: links stop reading their sockets.
 pub const INPUTS_MAX: usize = 256;
@@ -54,6 +59,8 @@ pub struct Setup {
     pub queue: queue::Settings,
     pub times: turn::Times,
     pub policy: Policy,
+    /// What it says of itself in its profile.
+    pub about: String,
     /// What every prompt begins with.
     pub system: String,
     /// The backend of a channel is started from this.
@@ -68,6 +75,7 @@ pub struct Setup {
     pub store: Arc<AgentStore>,
     pub host: Arc<dyn Host>,
     pub lead: Arc<dyn Lead>,
+    pub library: Arc<dyn Library>,
     /// Says that the outbox has something.
     pub outbox: Arc<Notify>,
     /// Says that the owner wants this instance to lead.

@@ -41,28 +41,40 @@ impl<D: Door + 'static> Desk<D> {
         Ok(())
     }
 
-    /// What the model will see of a message.
-    pub(super) fn render(&self, message: &queue::Message, trigger: &Letter) -> Result<String, StoreError> {
-        let said = prompt::Said {
-            id: trigger.id,
-            from: trigger.pubkey,
+    /// What the model will see of a message, and of what was said before it.
+    pub(super) fn render(
+        &self,
+        message: &queue::Message,
+        trigger: &Letter,
+        earlier: &[RawEvent],
+    ) -> Result<String, StoreError> {
+        let said = |event: &RawEvent, verified| prompt::Said {
+            id: event.id,
+            from: event.pubkey,
             name: None,
-            relation: self.relation(trigger),
-            verified: if trigger.form == Form::Wrapped { Verified::Seal } else { Verified::Signature },
-            at: Moment::from_secs(trigger.created_at),
+            relation: self.relation(event),
+            verified,
+            at: Moment::from_secs(event.created_at),
             channel: message.channel.clone(),
-            text: trigger.content.clone(),
+            text: event.content.clone(),
         };
-        let prompt = prompt::build(&self.setup.system, &[], &[said], Boundary(self.random()));
+        let verified = if trigger.form == Form::Wrapped { Verified::Seal } else { Verified::Signature };
+        let asked = prompt::Said { id: trigger.carrier, ..said(&trigger.said, verified) };
+        let earlier: Vec<_> = earlier.iter().map(|event| said(event, Verified::Signature)).collect();
+        let prompt = prompt::build(&self.setup.system, &earlier, &[asked], Boundary(self.random()));
         Ok(format!("{}\n{}", prompt.system.trim_start(), prompt.user))
     }
 
     fn relation(&self, event: &RawEvent) -> Relation {
         let asker = self.asker(event);
-        if self.setup.audience.owner == Some(asker.key) {
+        if asker.key == self.me {
+            Relation::Own
+        } else if self.setup.audience.owner == Some(asker.key) {
             Relation::Owner
         } else if asker.is_sibling == skep_core::audience::Fact::Yes {
             Relation::Sibling
+        } else if asker.is_member == skep_core::audience::Fact::Yes {
+            Relation::Member
         } else {
             Relation::Other
         }

@@ -52,10 +52,7 @@ impl<D: Door + 'static> Desk<D> {
     ) -> Result<(), StoreError> {
         let turn = TurnId(faster_hex::hex_string(&self.random::<16>()));
         match self.budget.reserve(self.setup.host.unix_now(), &turn, self.me, None) {
-            Ok(()) => {
-                self.take_lease(Prompt { turn, message, attempt, after });
-                Ok(())
-            }
+            Ok(()) => self.take_lease(Prompt { turn, message, attempt, after }),
             Err(exhausted) => {
                 self.tell_exhausted(&message, &exhausted)?;
                 let until = exhausted.until.saturating_mul(1_000);

@@ -15,6 +15,7 @@ use tokio::sync::mpsc;
 use tokio_util::task::AbortOnDropHandle;
 
 use super::desk::{Desk, Inner, Prompt, state_of};
+use super::earlier::Seen;
 use super::letter::{Form, Letter};
 use crate::Backend;
 
@@ -39,6 +40,7 @@ pub(super) struct Live {
     generation: u64,
     session: Option<Session>,
     turn: Option<Running>,
+    seen: Seen,
     /// By the steady clock.
     used: u64,
 }
@@ -65,19 +67,23 @@ impl Live {
 impl<D: Door + 'static> Desk<D> {
     /// Asks the relay for the turn's lease. An instance that died may hold it; whoever prompts now takes it over, and
     /// the epoch keeps the old one out.
-    pub(super) fn take_lease(&mut self, prompt: Prompt) {
+    pub(super) fn take_lease(&mut self, prompt: Prompt) -> Result<(), StoreError> {
+        let look_back = self.look_back(&prompt)?;
         let inner = self.inner.clone();
         let after = prompt.after;
         if !self.setup.has_leases {
             let answer = Ok(after.map_or(1, |epoch| epoch + 1));
-            tokio::spawn(async move { drop(inner.send(Inner::Leased { prompt, answer }).await) });
-            return;
+            tokio::spawn(async move {
+                let earlier = look_back.await;
+                drop(inner.send(Inner::Leased { prompt, answer, earlier }).await);
+            });
+            return Ok(());
         }
         let resource = turn_resource(&self.me, &prompt.message.id);
         let acquire = self.request(&resource, Op::Acquire { ttl_secs: LEASE_SECS });
         let steal = self.request(&resource, Op::Steal { ttl_secs: LEASE_SECS });
         let door = std::sync::Arc::clone(&self.door);
-        tokio::spawn(async move {
+        let lease = async move {
             let mut answer =
                 if after.is_some() { door.submit(steal.clone()).await } else { door.submit(acquire.clone()).await };
             if answer.as_ref().is_err_and(is_held) {
@@ -87,10 +93,14 @@ impl<D: Door + 'static> Desk<D> {
                 // An agent whose owner did not say that it may take leases over waits until the old one runs out.
                 answer = door.submit(acquire).await;
             }
-            let answer = answer.and_then(epoch_of);
+            answer.and_then(epoch_of)
+        };
+        tokio::spawn(async move {
+            let (answer, earlier) = tokio::join!(lease, look_back);
             // The loop has ended: nobody waits for it.
-            let _ = inner.send(Inner::Leased { prompt, answer }).await;
+            let _ = inner.send(Inner::Leased { prompt, answer, earlier }).await;
         });
+        Ok(())
     }
 
     pub(super) fn request(&self, resource: &Resource, op: Op) -> RawEvent {
@@ -98,7 +108,12 @@ impl<D: Door + 'static> Desk<D> {
         self.sign(request.draft(self.unix_now()))
     }
 
-    pub(super) fn leased(&mut self, prompt: Prompt, answer: Result<Epoch, Refusal>) -> Result<(), StoreError> {
+    pub(super) fn leased(
+        &mut self,
+        prompt: Prompt,
+        answer: Result<Epoch, Refusal>,
+        earlier: Vec<RawEvent>,
+    ) -> Result<(), StoreError> {
         let id = prompt.message.id;
         let wait = |reason: String, until| NotStarted::Wait { reason, until };
         let soon = self.unix_ms() + NO_WORD_MS;
@@ -114,7 +129,7 @@ impl<D: Door + 'static> Desk<D> {
                 wait(STILL_RUNS.into(), self.unix_ms() + limits::RETRY_MS_MIN)
             }
             Ok(epoch) => match self.letter(&id)?.filter(|_| self.is_prompter()) {
-                Some(letter) => return self.begin(prompt, letter, epoch),
+                Some(letter) => return self.begin(prompt, letter, epoch, earlier),
                 None => wait("another instance leads".into(), soon),
             },
         };
@@ -122,9 +137,16 @@ impl<D: Door + 'static> Desk<D> {
         self.tell_queue(queue::Input::NotStarted { id, why })
     }
 
-    fn begin(&mut self, prompt: Prompt, trigger: Letter, epoch: Epoch) -> Result<(), StoreError> {
+    fn begin(
+        &mut self,
+        prompt: Prompt,
+        trigger: Letter,
+        epoch: Epoch,
+        earlier: Vec<RawEvent>,
+    ) -> Result<(), StoreError> {
         let Prompt { turn, message, attempt, .. } = prompt;
-        let prompt = self.render(&message, &trigger)?;
+        let earlier = self.choose_earlier(&message.channel, &trigger, earlier)?;
+        let prompt = self.render(&message, &trigger, &earlier)?;
         // What the model will see is on disk before the model sees it.
         let row = TurnRow {
             turn: turn.0.clone(),
@@ -143,6 +165,7 @@ impl<D: Door + 'static> Desk<D> {
         let live = self.backend(&message.channel)?;
         let (machine, effects) =
             Turn::start(now, live.1, vec![trigger.carrier], attempt, live.0.session.clone(), prompt);
+        live.0.seen.add(earlier.iter().map(|event| event.id).chain([trigger.said.id]));
         live.0.turn = Some(Running { id: turn.clone(), machine, trigger, epoch, renewed: now });
         live.0.used = now;
         self.tell_queue(queue::Input::Started { id: message.id, turn, epoch })?;
@@ -152,10 +175,11 @@ impl<D: Door + 'static> Desk<D> {
     /// The backend of a channel, started when there is none.
     fn backend(&mut self, channel: &str) -> Result<(&mut Live, skep_core::turn::Times), StoreError> {
         if !self.live.contains_key(channel) {
-            let mut spec = self.setup.spec.clone();
-            spec.resume = self.setup.store.session(channel)?.map(|row| row.session);
+            let spec = self.spec_of(channel)?;
             self.generation += 1;
+            let seen = self.seen_before(channel)?;
             let live = spawn(Backend::start(spec), self.inner.clone(), channel.to_owned(), self.generation);
+            let live = Live { seen, ..live };
             self.live.insert(channel.to_owned(), live);
         }
         let times = self.setup.times;
@@ -335,6 +359,10 @@ impl<D: Door + 'static> Desk<D> {
             Outcome::Stuck => (Vec::new(), Ended::Stuck, String::new()),
             Outcome::TooLong => (Vec::new(), Ended::TooLong, String::new()),
         };
+        if let Some(live) = self.live.get_mut(channel) {
+            // Its own words it knows.
+            live.seen.add(events.iter().map(|event| event.id));
+        }
         let answer = events.last().map(|event| event.id);
         let metric = self.measure(channel, &turn.id, &done)?.map(|metric| metric.about(&turn.trigger));
         let is_held = turn.trigger.form == Form::Wrapped && self.setup.has_leases && answer.is_some();
@@ -355,7 +383,7 @@ impl<D: Door + 'static> Desk<D> {
         if is_held {
             self.hold_reply(&turn.id.0, turn.trigger.carrier, turn.epoch, answer);
         }
-        if !done.is_reusable {
+        if !done.is_reusable || matches!(done.outcome, Outcome::Cancelled(Cancel::SwitchModel)) {
             self.live.remove(channel);
         }
         self.tell_queue(queue::Input::Ended { turn: turn.id, how })
@@ -471,6 +499,25 @@ impl<D: Door + 'static> Desk<D> {
         self.live.get(channel)?.session.as_ref().map(|session| session.id.clone())
     }
 
+    /// The models that the backend of a channel offers; `None`: it did not say yet, or there is none.
+    pub(super) fn models_of(&self, channel: &str) -> Option<&[String]> {
+        self.live.get(channel)?.session.as_ref().map(|session| session.models.as_slice())
+    }
+
+    pub(super) fn is_ending(&self, turn: &TurnId) -> bool {
+        let running = self.live.values().filter_map(|live| live.turn.as_ref());
+        running.into_iter().any(|running| running.id == *turn && running.machine.is_ending())
+    }
+
+    /// Ends the backend of a channel that runs no turn.
+    pub(super) fn end_backend(&mut self, channel: &str) {
+        self.live.remove(channel);
+    }
+
+    pub(super) fn seen_by(&self, channel: &str) -> Option<&Seen> {
+        self.live.get(channel).map(|live| &live.seen)
+    }
+
     /// The turn of a channel, its session, and what it has used so far.
     pub(super) fn running_cost(&self, channel: &str) -> Option<(TurnId, Option<String>, Observed)> {
         let turn = self.live.get(channel)?.turn.as_ref()?;
@@ -495,7 +542,7 @@ fn spawn(mut backend: Backend, inner: mpsc::Sender<Inner>, channel: String, gene
             }
         }
     }));
-    Live { orders, task, generation, session: None, turn: None, used: 0 }
+    Live { orders, task, generation, session: None, turn: None, seen: Seen::default(), used: 0 }
 }
 
 fn is_held(refusal: &Refusal) -> bool {

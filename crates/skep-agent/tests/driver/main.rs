@@ -6,7 +6,11 @@ mod mock_model;
 
 mod budget;
 mod cards;
+mod earlier;
 mod leading;
+mod members;
+mod model;
+mod profile;
 mod provider;
 mod relay;
 mod sealed;
@@ -26,7 +30,7 @@ use skep_proto::{Draft, Kind, PubKey, RawEvent, attestation, seal};
 use skep_store::AgentStore;
 use tokio::sync::oneshot;
 
-use relay::{Always, HOME, Instance, Machine, Relay, now};
+use relay::{Always, HOME, Instance, Machine, Relay, Shelf, now};
 
 fn keys(n: u8) -> Keypair {
     Keypair::from_seckey_slice(SECP256K1, &[n; 32]).unwrap()
@@ -60,6 +64,7 @@ fn setup(dir: &std::path::Path, instance: &str, backend: Backend) -> Setup {
         queue: queue::Settings { parallel: 4, ..queue::Settings::default() },
         times: turn::Times::default(),
         policy: permit::Policy::default(),
+        about: "works".into(),
         system: "You are worker.".into(),
         spec: Spec::new(backend, dir, env),
         budget: Default::default(),
@@ -69,6 +74,7 @@ fn setup(dir: &std::path::Path, instance: &str, backend: Backend) -> Setup {
         store: Arc::new(AgentStore::open(&dir.join(format!("{instance}.db"))).unwrap()),
         host: Arc::new(Machine::default()),
         lead: Arc::new(Always),
+        library: Arc::new(Shelf::default()),
         outbox: Arc::default(),
         claims: Arc::default(),
     }

@@ -7,11 +7,11 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use futures_util::future::{BoxFuture, ready};
-use skep_agent::driver::{Host, Input, Lead, Setup};
+use skep_agent::driver::{Host, Input, Lead, Library, Setup};
 use skep_core::door::{Accepted, Door};
 use skep_core::lease::{LeaseTable, Ledger, Rows};
 use skep_proto::lease::{Claim, Lease, Request, Resource, granted_text};
-use skep_proto::{Kind, RawEvent, Refusal, Seq};
+use skep_proto::{Filter, Kind, PubKey, RawEvent, Refusal, Seq};
 use skep_store::AgentStore;
 use skep_store::agent::Delivery;
 use tokio::sync::{Notify, mpsc};
@@ -61,6 +61,37 @@ pub struct Lost(pub AtomicBool);
 impl Lead for Lost {
     fn may_act(&self) -> BoxFuture<'_, bool> {
         Box::pin(ready(!self.0.load(Ordering::Relaxed)))
+    }
+}
+
+/// What was said before this test, with a relay's key; or no answer at all.
+#[derive(Default)]
+pub struct Shelf {
+    pub events: Mutex<Vec<RawEvent>>,
+    pub key: Option<PubKey>,
+    pub is_silent: AtomicBool,
+    /// At what was said before.
+    pub looks: AtomicU64,
+}
+
+impl Library for Shelf {
+    fn look_up(&self, filters: Vec<Filter>) -> BoxFuture<'static, Option<Vec<RawEvent>>> {
+        let is_for_words = filters.iter().flat_map(|filter| &filter.kinds).any(|kinds| kinds.contains(&Kind::NOTE));
+        self.looks.fetch_add(is_for_words.into(), Ordering::Relaxed);
+        if self.is_silent.load(Ordering::Relaxed) {
+            return Box::pin(std::future::pending());
+        }
+        let is_wanted = |event: &&RawEvent| {
+            let verified = (*event).clone().verify().unwrap();
+            filters.iter().any(|filter| filter.matches(verified.record().as_ref()))
+        };
+        let found = self.events.lock().unwrap().iter().filter(is_wanted).cloned().collect();
+        Box::pin(ready(Some(found)))
+    }
+
+    fn relay_key(&self) -> BoxFuture<'static, Option<Option<PubKey>>> {
+        let key = (!self.is_silent.load(Ordering::Relaxed)).then_some(self.key);
+        Box::pin(ready(key))
     }
 }
 

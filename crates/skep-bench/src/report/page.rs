@@ -20,6 +20,8 @@ const NOTES: &str = "\
 - Memory is the growth of the process's resident set; the kernel's socket buffers are in no process.
 - Disk is allocated blocks, after the events were sent, without compaction. Start is from `exec` to the ready line,
   page cache warm.
+- A *takeover* is from a signal, or the owner's order, to the news from the relay that another instance has the lease;
+  both instances were up and connected. Between machines, after kill -9, the lease of 15 s must run out first.
 - The **strfry** column was *measured elsewhere*: the same shape of load on another machine of 2 cores, by another
   client, and strfry does not sync its last commit. How large its store was, and how many events an author had, which
   decides COUNT, is not known. It is a mark to reach, not a race. To race, start strfry here and add

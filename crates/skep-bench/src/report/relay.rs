@@ -44,10 +44,15 @@ pub struct RelayProcess {
 impl RelayProcess {
     /// Starts a relay with an empty store in a new directory under `parent`.
     pub fn start(bin: &Path, parent: &Path) -> Result<Self> {
+        Self::start_with(bin, parent, "")
+    }
+
+    /// With more settings than those of its limits.
+    pub fn start_with(bin: &Path, parent: &Path, settings: &str) -> Result<Self> {
         let dir = tempfile::Builder::new().prefix("skep-bench-").tempdir_in(parent);
         let dir = dir.with_context(|| format!("cannot make a directory in {}", parent.display()))?;
         std::fs::create_dir(dir.path().join("data"))?;
-        std::fs::write(dir.path().join("skep.toml"), CONFIG)?;
+        std::fs::write(dir.path().join("skep.toml"), format!("{settings}{CONFIG}"))?;
         let (child, url, took) = launch(bin, dir.path())?;
         Ok(Self { bin: bin.to_owned(), dir, child, url, took })
     }

@@ -6,6 +6,7 @@ use anyhow::Result;
 
 use super::relay::RelayProcess;
 use super::{Report, reference};
+use crate::agents::Agents;
 use crate::cli::{Common, Events, FromManifest};
 use crate::fanout::Fanout;
 use crate::idle::Idle;
@@ -26,9 +27,10 @@ const QUERY_COST: &str = "Queries: latency and CPU";
 const NEGENTROPY: &str = "Negentropy (NIP-77)";
 const FANOUT: &str = "Fan-out";
 const IDLE: &str = "Idle connections";
+const AGENTS: &str = "Agents";
 
 /// The sections of the page, in its order.
-pub const SECTIONS: [&str; 7] = [WRITING, QUERIES, FANOUT, IDLE, STORE, NEGENTROPY, QUERY_COST];
+pub const SECTIONS: [&str; 8] = [WRITING, QUERIES, FANOUT, IDLE, STORE, AGENTS, NEGENTROPY, QUERY_COST];
 
 /// The relay of one column.
 pub struct Subject {
@@ -127,6 +129,7 @@ pub fn measure(report: &Report, mut subject: Subject) -> Result<Column> {
     steps.negentropy()?;
     steps.fanout()?;
     steps.start(&mut subject)?;
+    steps.agents(&subject)?;
     Ok(steps.column)
 }
 
@@ -291,6 +294,37 @@ impl Steps<'_> {
             self.column.add(IDLE, name, sheets[0].get(Metric::KibPerConnection), reference);
         }
         self.restart(subject)?;
+        Ok(())
+    }
+
+    /// With a relay and instances of its own, where the relay's binary is one that runs agents.
+    fn agents(&mut self, subject: &Subject) -> Result<()> {
+        let Some(bin) = self.report.relay_bin.as_ref().filter(|_| subject.process.is_some()) else { return Ok(()) };
+        let mode = Agents {
+            skep_bin: bin.clone(),
+            dir: self.report.dir.clone(),
+            takeovers: self.report.scaled(30),
+            lease_takeovers: self.report.scaled(10),
+            mentions: self.report.scaled(500),
+            idle: 50,
+            idle_s: if self.report.quick { 5.0 } else { 30.0 },
+            json: false,
+        };
+        let bin = bin.display();
+        for sheet in self.column.step(format!("agents --skep-bin {bin}"), || mode.run())? {
+            let label = &sheet.label;
+            for (metric, unit) in [
+                (Metric::P50Ms, "p50, ms"),
+                (Metric::P99Ms, "p99, ms"),
+                (Metric::MaxMs, "max, ms"),
+                (Metric::CpuPercent, "CPU, % of one core"),
+                (Metric::ServerRssMib, "resident memory, MiB"),
+            ] {
+                if let Some(value) = sheet.get(metric) {
+                    self.column.add(AGENTS, format!("{label}: {unit}"), Some(value), None);
+                }
+            }
+        }
         Ok(())
     }
 

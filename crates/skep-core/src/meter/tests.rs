@@ -5,7 +5,7 @@ use proptest::prelude::*;
 use skep_proto::agent::metering::Authority;
 
 fn new_session(id: &str, is_new: bool) -> Session {
-    Session { id: id.into(), is_new, program: "p".into(), model: None }
+    Session { id: id.into(), is_new, program: "p".into(), ..Session::default() }
 }
 
 fn fresh_meter() -> Meter {

@@ -33,7 +33,8 @@ impl Concerns {
         self.naming_it(vec![Kind::GIFT_WRAP])
     }
 
-    /// All that is dated when it was written: messages, reactions to its cards, and what it says itself.
+    /// All that is dated when it was written: messages, reactions to its cards, and, after them, what it says itself:
+    /// a reply of the second in which it was asked says nothing to who does not know the question.
     pub fn dated(self) -> [Filter; 2] {
         let kinds = MESSAGES.into_iter().chain([Kind::REACTION]).collect();
         [self.naming_it(kinds), self.own()]

@@ -31,7 +31,7 @@ pub struct Gap<'c> {
 
 /// One piece of a gap.
 pub struct Piece {
-    /// Oldest first.
+    /// Oldest first; in a second, in the order of the filters.
     pub events: Vec<VerifiedEvent>,
     /// The piece is complete up to this second, included. `None`: nothing is left.
     pub through: Option<Timestamp>,
@@ -71,19 +71,19 @@ impl<'c> Gap<'c> {
 
     async fn list(&mut self, window: Window, most: usize) -> Result<Held, TransferError> {
         let (mut events, mut bytes) = (Vec::new(), 0);
-        for filter in &self.filters {
+        for (place, filter) in self.filters.iter().enumerate() {
             let mut pages = Pages::new(window.of(filter));
             while pages.peek(self.client).await?.is_some() {
                 let Some(event) = pages.take() else { break };
                 bytes += event.content.len();
-                events.push(event);
+                events.push((place, event));
                 if most != usize::MAX && (events.len() > most || bytes > HELD_BYTES_MAX) {
                     return Ok(Held::TooMuch);
                 }
             }
         }
-        events.sort_by_key(|event| (event.created_at, event.id));
-        Ok(Held::All(events))
+        events.sort_by_key(|(place, event)| (event.created_at, *place, event.id));
+        Ok(Held::All(events.into_iter().map(|(_, event)| event).collect()))
     }
 
     /// What one request gives of a window.

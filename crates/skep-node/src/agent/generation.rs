@@ -13,6 +13,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::door::RemoteDoor;
 use super::lead::{self, Lead};
+use super::library::Library;
 use super::link::{self, Feed};
 use super::locks::Locks;
 use super::outbox::{self, Post};
@@ -270,6 +271,7 @@ fn setup(
         queue: plan.queue,
         times: plan.times,
         policy: plan.policy.clone(),
+        about: plan.about.clone(),
         system: plan.system.clone(),
         spec: plan.spec.clone(),
         budget: plan.budget,
@@ -279,6 +281,7 @@ fn setup(
         store: Arc::clone(store),
         host: Arc::new(Machine::default()),
         lead: Arc::new(lead),
+        library: Arc::new(Library::new(plan.relays.first().cloned().unwrap_or_default(), plan.credentials.clone())),
         outbox,
         claims,
     }

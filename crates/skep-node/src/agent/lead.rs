@@ -20,6 +20,7 @@ use super::door::RemoteDoor;
 use super::locks::{Held, Locks, pid_of};
 use super::notice::Notice;
 use super::prompter::{Now, Prompter, Question};
+use super::reconnect::Connection;
 use crate::client::Credentials;
 use crate::clock::unix_now_ms;
 
@@ -83,6 +84,7 @@ impl Lead {
             Some((credentials, door)) => (Some(Prompter::new(settings.instance, credentials)), Some(door)),
             None => (None, None),
         };
+        let connection = door.as_ref().map(RemoteDoor::connection);
         let task = Task {
             local: Some(local),
             prompter,
@@ -94,7 +96,7 @@ impl Lead {
             free,
             is_waiting: false,
         };
-        tokio::spawn(task.run(Inboxes { orders: inbox, news: settings.news, answers, freed, notice }));
+        tokio::spawn(task.run(Inboxes { orders: inbox, news: settings.news, answers, freed, notice, connection }));
         Ok(Self { orders, standing })
     }
 
@@ -143,6 +145,8 @@ struct Inboxes {
     answers: mpsc::Receiver<Answer>,
     freed: mpsc::Receiver<Held>,
     notice: Notice,
+    /// Of the door.
+    connection: Option<watch::Receiver<Connection>>,
 }
 
 /// What happened.
@@ -151,6 +155,7 @@ enum Event {
     News(RawEvent),
     Answer(Answer),
     Freed(Held),
+    Connected,
     Told,
     /// Time passed, or the file changed.
     Look,
@@ -206,7 +211,7 @@ impl Task {
                     self.untold = Some(self.says.borrow().role.clone());
                 }
                 Event::News(event) => {
-                    self.prompter.iter_mut().for_each(|prompter| prompter.noted(&event));
+                    self.prompter.iter_mut().for_each(|prompter| prompter.noted(&event, now()));
                     self.look(Local::tick).await;
                 }
                 Event::Answer((question, answer)) => {
@@ -218,6 +223,10 @@ impl Task {
                     self.at_files(|local| local.keep(held)).await;
                     self.look(Local::tick).await;
                 }
+                Event::Connected => {
+                    self.prompter.iter_mut().for_each(Prompter::connected);
+                    self.look(Local::tick).await;
+                }
                 Event::Told => continue,
                 Event::Look => self.look(Local::tick).await,
             }
@@ -226,7 +235,7 @@ impl Task {
     }
 
     async fn next(&mut self, inboxes: &mut Inboxes, due: Instant) -> Event {
-        let Inboxes { orders, news, answers, freed, notice } = inboxes;
+        let Inboxes { orders, news, answers, freed, notice, connection } = inboxes;
         tokio::select! {
             biased;
             Some(held) = freed.recv() => Event::Freed(held),
@@ -237,6 +246,7 @@ impl Task {
                 None => Event::Order(Order::Release(oneshot::channel().0)),
             },
             () = tell(&self.inputs, &mut self.untold), if self.untold.is_some() => Event::Told,
+            () = connected(connection) => Event::Connected,
             Some(event) = news.recv() => Event::News(event),
             changed = notice.changed() => {
                 if let Err(error) = changed {
@@ -371,6 +381,19 @@ async fn tell(inputs: &mpsc::WeakSender<Input>, untold: &mut Option<Role>) {
     {
         room.send(Input::Role(role));
     }
+}
+
+/// Waits until there is a connection again.
+async fn connected(connection: &mut Option<watch::Receiver<Connection>>) {
+    while let Some(connection) = connection.as_mut() {
+        if connection.changed().await.is_err() {
+            break;
+        }
+        if *connection.borrow_and_update() == Connection::Live {
+            return;
+        }
+    }
+    std::future::pending().await
 }
 
 fn now() -> Now {

@@ -27,7 +27,7 @@ use super::reconnect::{Backoff, Connection, Failure, Stop, check_auth};
 use crate::client::{Client, Credentials, Options, Subscription, Update};
 use crate::clock::unix_now;
 use crate::sync::reconcile;
-use crate::transfer::{TransferError, fetch};
+use crate::transfer::{TransferError, fetch_ids};
 
 /// Fetched again below the cursor: what the driver had in hand when it ended, and clocks that differ.
 const OVERLAP_SECS: u64 = 10 * 60;
@@ -278,9 +278,9 @@ impl Link {
             Err(error) => return Err(Failure::from(error).into()),
         };
         let mut forged = 0;
+        // In parts, so that what is in memory has a bound.
         for ids in missing.chunks(IDS_MAX) {
-            let filter = Filter { ids: Some(ids.to_vec()), ..Filter::new() }.normalized();
-            for event in fetch(client, filter, &mut forged).await.map_err(Failure::from)?.into_values() {
+            for event in fetch_ids(client, ids, &mut forged).await.map_err(Failure::from)?.into_values() {
                 self.hand(event).await?;
             }
         }

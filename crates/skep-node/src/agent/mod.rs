@@ -12,6 +12,7 @@ mod gap;
 mod generation;
 mod instance;
 pub mod lead;
+pub mod library;
 pub mod link;
 pub mod locks;
 mod notice;
@@ -47,6 +48,7 @@ pub struct Plan {
     pub audience: Audience,
     pub queue: queue::Settings,
     pub times: turn::Times,
+    pub about: String,
     pub system: String,
     pub budget: Limits,
     pub prices: Option<PriceTable>,

@@ -155,6 +155,11 @@ impl Prompter {
         }
     }
 
+    /// There is a connection again: what was said without one need not be waited for.
+    pub fn connected(&mut self) {
+        self.quiet_until = None;
+    }
+
     /// Gives the lease back, when it is ours.
     pub fn release(&mut self, now: Now) -> Option<RawEvent> {
         let mine = self.held.take().filter(|mine| mine.is_held(now))?;
@@ -230,7 +235,7 @@ impl Prompter {
     }
 
     /// A state event (kind 30480) of the relay.
-    pub fn noted(&mut self, event: &RawEvent) {
+    pub fn noted(&mut self, event: &RawEvent, now: Now) {
         let tag = |name| event.tags.single(name);
         let (Some(resource), Some(instance)) = (tag("d"), tag("instance")) else { return };
         let (Some(epoch), Some(expires)) = (number_of(tag("epoch")), number_of(tag("expires"))) else { return };
@@ -242,7 +247,12 @@ impl Prompter {
             self.is_doubted |= mine.epoch < epoch;
             return;
         }
-        self.other = Some((instance.to_owned(), expires.saturating_mul(1_000)));
+        let until = expires.saturating_mul(1_000);
+        if until <= now.wall {
+            // It was given back: who waited between two questions need not.
+            self.quiet_until = None;
+        }
+        self.other = Some((instance.to_owned(), until));
     }
 }
 
@@ -373,6 +383,28 @@ mod tests {
     }
 
     #[test]
+    fn a_lease_that_was_given_back_is_asked_for_at_once_and_so_is_any_after_a_connection() {
+        let (mut lease, mut clock) = (prompter("m/1"), Clock::start());
+        let question = lease.ask(clock.0, true).expect("a question");
+        let held = Prefix::Conflict.because("held by n/9 epoch=3 expires=1000015");
+        lease.answered(&question, Err(held), clock.0);
+        assert!(lease.ask(clock.after(10), true).is_none(), "it was asked just now");
+        for (expires, is_asked) in [(clock.0.wall / 1_000 + 15, false), (clock.0.wall / 1_000, true)] {
+            let news = Draft::new(Kind::LEASE_STATE, 1, "").tag(["d", &lease.resource]).tag(["instance", "n/9"]);
+            let news = news.tag(["epoch", "3"]).tag(["expires", &expires.to_string()]);
+            let news = lease.credentials.keys.sign(news);
+            lease.noted(news.raw(), clock.0);
+            assert_eq!(lease.ask(clock.0, true).is_some(), is_asked, "{expires}");
+        }
+        let (mut lease, mut clock) = (prompter("m/1"), Clock::start());
+        let question = lease.ask(clock.0, true).expect("a question");
+        lease.answered(&question, Err(Prefix::Error.because("no connection")), clock.0);
+        assert!(lease.ask(clock.after(10), true).is_none());
+        lease.connected();
+        assert!(lease.ask(clock.0, true).is_some(), "there is one now");
+    }
+
+    #[test]
     fn news_that_ours_was_taken_is_checked_and_not_believed() {
         let (mut lease, clock) = (prompter("m/1"), Clock::start());
         let question = lease.ask(clock.0, true).expect("a question");
@@ -381,7 +413,7 @@ mod tests {
         let news = Draft::new(Kind::LEASE_STATE, 1, "").tag(["d", &resource]).tag(["instance", "n/9"]);
         let news = news.tag(["epoch", "2"]).tag(["expires", "1000099"]);
         let news = lease.credentials.keys.sign(news);
-        lease.noted(news.raw());
+        lease.noted(news.raw(), clock.0);
         assert_eq!(lease.lease(clock.0), RelayLease::Held(1));
         assert_eq!(op(&lease.ask(clock.0, true).expect("at once")), "renew");
     }

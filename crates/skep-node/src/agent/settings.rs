@@ -90,7 +90,8 @@ settings! {
     api_key_env: String = String::new();
     /// How freely an ACP program acts, by its own name for it; empty: as it is set up.
     session_mode: String = String::new();
-    /// Who may prompt: `owner`, `siblings`, `allowlist`, `anyone` or `nobody`.
+    /// Who may prompt: `owner`, `siblings`, `members` (of the home relay, or of the group where it was said), `allowlist`,
+    /// `anyone` or `nobody`.
     respond_to: RespondTo = RespondTo::Owner;
     /// Keys that may prompt where `respond_to` is `allowlist`: npub or hex.
     allowlist: Vec<String> = Vec::new();
@@ -104,6 +105,8 @@ settings! {
     relays: Vec<String> = Vec::new();
     /// Whether the home relay grants leases, as Skep's does. Without them the guarantees are per machine.
     leases: bool = true;
+    /// What it says of itself in its profile (kind 0), which it publishes when there is none with its key.
+    about: String = String::new();
     /// What every prompt begins with; for `openai`, the system message.
     system: String = String::new();
     /// Where its backend works; empty: `<home>/agents/<name>/work`.
@@ -217,9 +220,6 @@ impl AgentSettings {
 
     /// What can be told without a key, a disk or a network.
     pub fn check(&self) -> Result<(), ConfigError> {
-        if self.respond_to == RespondTo::Members {
-            return Err(self.wrong("respond_to", "\"members\" cannot be looked up yet; use \"allowlist\""));
-        }
         if self.mode == queue::Mode::Steer {
             return Err(self.wrong("mode", "\"steer\": no backend takes a message into a turn; use queue or interrupt"));
         }
@@ -349,6 +349,7 @@ impl AgentSettings {
             audience: Audience { respond_to: self.respond_to, owner, allowlist: self.allowed()? },
             queue: queue::Settings { mode: self.mode, parallel: self.parallel, ..queue::Settings::default() },
             times: Default::default(),
+            about: self.about.clone(),
             // A model server has a place of its own for it.
             system: if self.backend == BackendKind::OpenAi { String::new() } else { self.system.clone() },
             budget: self.budget.limits(),

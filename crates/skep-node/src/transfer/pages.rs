@@ -14,8 +14,11 @@ use crate::sync::reconcile;
 /// Events that are asked for at a time.
 const PAGE: u64 = 500;
 
-/// Relays cap a page at 100 events or more; a shorter one is complete.
-const CAP_MIN: usize = 100;
+/// A shorter page is complete: no relay gives less at a time, whatever there is.
+const CAP_MIN: usize = 10;
+
+/// Relays without reconciliation, which cannot be asked otherwise, are taken to give so many at a time.
+const CAP_USUAL: usize = 100;
 
 /// Ids in one request: a frame of 14 KiB, within every relay's bounds.
 const IDS_MAX: usize = 200;
@@ -89,7 +92,10 @@ impl Pages {
         }
         self.held.extend(last.into_iter().map(|event| (event.id, event)));
         if count >= CAP_MIN {
-            self.complete(client, oldest).await?;
+            match self.complete(client, oldest).await {
+                Err(TransferError::Crowded { .. }) if count < CAP_USUAL => {}
+                completed => completed?,
+            }
         }
         self.release();
         match oldest.checked_sub(1) {
@@ -108,11 +114,8 @@ impl Pages {
             other => other,
         })?;
         let missing: Vec<EventId> = found.need.into_iter().filter(|id| !self.held.contains_key(id)).collect();
-        for chunk in missing.chunks(IDS_MAX) {
-            let filter = Filter { ids: Some(chunk.to_vec()), ..Filter::new() }.normalized();
-            let page = fetch(client, filter, &mut self.forged).await?;
-            self.held.extend(page.into_iter().filter(|(_, event)| event.created_at == second));
-        }
+        let found = fetch_ids(client, &missing, &mut self.forged).await?;
+        self.held.extend(found.into_iter().filter(|(_, event)| event.created_at == second));
         Ok(())
     }
 
@@ -126,6 +129,29 @@ impl Pages {
         events.sort_by(|a, b| skep_proto::order::serve_order((a.created_at, &a.id), (b.created_at, &b.id)));
         self.ready.extend(events);
     }
+}
+
+/// The events of these ids that a relay has, however few it gives at a time.
+pub(crate) async fn fetch_ids(
+    client: &mut Client,
+    ids: &[EventId],
+    forged: &mut u64,
+) -> Result<BTreeMap<EventId, VerifiedEvent>, TransferError> {
+    let mut found = BTreeMap::new();
+    for chunk in ids.chunks(IDS_MAX) {
+        let mut left = chunk.to_vec();
+        while !left.is_empty() {
+            let filter = Filter { ids: Some(left.clone()), ..Filter::new() }.normalized();
+            let page = fetch(client, filter, forged).await?;
+            if page.is_empty() {
+                // Deleted meanwhile, or forged.
+                break;
+            }
+            left.retain(|id| !page.contains_key(id));
+            found.extend(page);
+        }
+    }
+    Ok(found)
 }
 
 /// One answer to one filter, without what does not verify and what was not asked for.

@@ -156,6 +156,21 @@ async fn more_than_fits_in_memory_at_once_comes_in_parts_oldest_first() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_relay_that_gives_very_little_at_a_time_is_asked_until_all_is_there() {
+    let hive = Hive::with(|settings| settings.limits.results = 30).await;
+    let now = unix_now();
+    // A second with ten pages, and late ones, whose ids are more than one answer holds.
+    let many: Vec<RawEvent> = (0..300).map(|n| hive.mention(now - 500, &format!("{n}"))).collect();
+    let late: Vec<RawEvent> = (0..150).map(|n| hive.mention(now - 3 * 86_400 - n, &format!("late {n}"))).collect();
+    publish(&hive, &hive.owner, &many).await;
+    publish(&hive, &hive.owner, &late).await;
+    let mut linked = Linked::start(&hive);
+    linked.gather(&many).await;
+    linked.gather(&late).await;
+    assert_eq!(linked.kept(), many.len() + late.len());
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn what_comes_live_while_the_gap_is_closed_waits_for_what_was_asked_before() {
     let hive = Hive::start().await;
     let now = unix_now();
@@ -177,6 +192,23 @@ async fn what_comes_live_while_the_gap_is_closed_waits_for_what_was_asked_before
     }
     assert!(times.is_sorted(), "some came before older ones");
     linked.live().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn of_one_second_the_questions_come_before_the_agents_own_words() {
+    let hive = Hive::start().await;
+    let at = unix_now() - 100;
+    let asked: Vec<RawEvent> = (0..20).map(|n| hive.mention(at, &format!("question {n}"))).collect();
+    let said = |n: u64| hive.agent.sign(Draft::new(Kind::NOTE, at, format!("answer {n}"))).raw().clone();
+    let said: Vec<RawEvent> = (0..20).map(said).collect();
+    publish(&hive, &hive.owner, &asked).await;
+    publish(&hive, &hive.agent, &said).await;
+    let mut linked = Linked::start(&hive);
+    let mut order = Vec::new();
+    while order.len() < 40 {
+        order.push(linked.next().await.pubkey == hive.agent.pubkey());
+    }
+    assert!(order.is_sorted(), "{order:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -8,5 +8,6 @@ mod instance;
 mod lead;
 mod link;
 mod loops;
+mod members;
 mod outbox;
 mod story;

@@ -176,6 +176,12 @@ impl AgentStore {
         self.turns("ORDER BY n DESC", most)
     }
 
+    /// When the newest turn of a channel began.
+    pub fn last_turn_at(&self, channel: &str) -> Result<Option<Timestamp>, StoreError> {
+        let select = "SELECT max(started_at) FROM turns WHERE channel = ? AND ended_at IS NOT NULL";
+        self.read(|db| db.prepare_cached(select)?.query_row(params![channel], |row| row.get(0)))
+    }
+
     /// Turns of a window, oldest first: for budgets and usage.
     pub fn turns_since(&self, since: Timestamp) -> Result<Vec<TurnRow>, StoreError> {
         let select = format!("SELECT {COLUMNS} FROM turns WHERE started_at >= ? ORDER BY n");

@@ -14,8 +14,9 @@ use crate::proxy::End;
 /// Between two acts.
 const GAP_MS: std::ops::Range<u64> = 200..900;
 
-/// Longer than the relay's lease on being prompter (15 s), so that another takes it.
-const LONG_SLEEP: Duration = Duration::from_millis(17_500);
+/// Longer than the relay's lease on being prompter (15 s), and until a claim in the lock file and then the hold of who
+/// sleeps count for nothing (10 s each): another takes the lead.
+const LONG_SLEEP: Duration = Duration::from_secs(20);
 
 /// What ends by itself at a time.
 #[derive(Debug, Clone, Copy)]

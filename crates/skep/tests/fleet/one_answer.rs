@@ -64,6 +64,9 @@ fn contest(test: &str, instances: usize, machine: impl Fn(usize) -> usize) {
     publish(&hive.upstream(), std::slice::from_ref(&last.event));
     until("a mention after all is answered", || answered(&hive, std::slice::from_ref(&last)) == 1);
     until("the outboxes are empty", || (0..instances).all(|n| hive.records(n).outbox_len().unwrap().0 == 0));
+    until("no instance waits for anything", || {
+        (0..instances).all(|n| hive.records(n).open_messages().unwrap().is_empty())
+    });
     hive.stop_all();
     jobs.push(last);
     assert_answered_once_in_order(&hive, &model, &jobs);
