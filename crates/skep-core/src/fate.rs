@@ -62,6 +62,8 @@ pub enum End {
 #[derive(Debug)]
 pub struct Fate {
     message: EventId,
+    /// Another id by which answers may name it.
+    alias: Option<EventId>,
     agents: BTreeMap<PubKey, Progress>,
 }
 
@@ -81,7 +83,15 @@ struct Progress {
 
 impl Fate {
     pub fn new(message: EventId, agents: impl IntoIterator<Item = PubKey>) -> Self {
-        Self { message, agents: agents.into_iter().map(|agent| (agent, Progress::default())).collect() }
+        let agents = agents.into_iter().map(|agent| (agent, Progress::default())).collect();
+        Self { message, alias: None, agents }
+    }
+
+    /// A direct message has two ids: that of the wrap, by which inboxes and leases call it, and that of what is said,
+    /// which answers name.
+    #[must_use]
+    pub fn also_called(self, alias: EventId) -> Self {
+        Self { alias: Some(alias), ..self }
     }
 
     /// Agents for whom it is not over.
@@ -125,8 +135,9 @@ impl Fate {
         if event.kind == Kind::REACTION {
             return progress.reaction(&message, event);
         }
-        let hex = message.to_hex();
-        let mut about = event.tags.named("e").filter(|tag| tag.value() == Some(hex.as_str()));
+        let (hex, alias) = (message.to_hex(), self.alias.map(|alias| alias.to_hex()));
+        let names_it = |id: &str| id == hex || alias.as_deref() == Some(id);
+        let mut about = event.tags.named("e").filter(|tag| tag.value().is_some_and(names_it));
         let Some(tag) = about.next() else { return Vec::new() };
         if let Some(card) = CardTag::from_event(event) {
             return progress.card(event, card);
@@ -351,6 +362,16 @@ mod tests {
         // An agent that knows no leases answers in one event.
         let plain = event(2, Kind::NOTE, "yes", &[&["e", &hex, "", "reply"]]);
         assert_eq!(fate.hear_event(&plain), [Step::Over(End::Answered)]);
+        assert_eq!(text(&fate), "yes");
+    }
+
+    #[test]
+    fn a_direct_message_is_answered_by_what_it_says_and_billed_by_its_wrap() {
+        let alias = EventId([6; 32]);
+        let mut fate = fate().also_called(alias);
+        let resource = format!("turn:{BEE}:{MESSAGE}");
+        let tags: [&[&str]; 2] = [&["e", &alias.to_hex(), ""], &["lease", &resource, "1", "final"]];
+        assert_eq!(fate.hear_event(&event(1, Kind::PRIVATE_MESSAGE, "yes", &tags)), [Step::Over(End::Answered)]);
         assert_eq!(text(&fate), "yes");
     }
 

@@ -5,18 +5,18 @@ use std::time::Duration;
 
 use skep_proto::agent::control::{ControlResult, Status, control_draft};
 use skep_proto::agent::permission::CardTag;
-use skep_proto::{EventId, Filter, Kind, PubKey, RawEvent, Timestamp, limits, seal};
+use skep_proto::{EventId, Filter, Kind, PubKey, RawEvent, Timestamp, limits, seal, wrap};
 use tokio::time::{Instant, timeout_at};
 
 use super::fate::Card;
 use super::watch::{Seen, Shown, Watch};
-use super::{Directory, Feed, Heard, is_attested, open_frame, post};
+use super::{Directory, Feed, Heard, fresh, is_attested, letter, open_frame, post};
 use crate::client::{Client, ClientError, Options};
 use crate::clock::unix_now;
-use crate::keys::{Keys, fresh_aux};
+use crate::keys::Keys;
 
 /// The kinds in which replies come, and so cards.
-const REPLIES: [Kind; 4] = [Kind::NOTE, Kind::CHAT, Kind::CHANNEL_MESSAGE, Kind::COMMENT];
+const REPLIES: [Kind; 5] = [Kind::NOTE, Kind::DIRECT_MESSAGE, Kind::CHAT, Kind::CHANNEL_MESSAGE, Kind::COMMENT];
 
 /// How far clocks may differ.
 const SKEW_SECS: u64 = 120;
@@ -34,15 +34,21 @@ pub struct OpenCard {
 /// The cards of the owner's agents that are neither answered nor expired, the one that ends first before the others.
 pub async fn open_cards(
     client: &mut Client,
-    owner: &PubKey,
+    keys: &Keys,
     directory: &Directory,
     now: Timestamp,
 ) -> Result<Vec<OpenCard>, ClientError> {
-    let since = Some(now.saturating_sub(limits::PERMIT_MS_MAX / 1_000 + SKEW_SECS));
-    let to_owner = vec![(b'p', vec![owner.to_hex()])];
-    let filter = Filter { kinds: Some(REPLIES.to_vec()), tags: to_owner, since, ..Filter::new() }.normalized();
-    let found = client.query(vec![filter]).await?;
-    let mut cards: Vec<OpenCard> = found.iter().filter_map(|event| open_card(event, owner, directory, now)).collect();
+    let owner = keys.pubkey();
+    let since = now.saturating_sub(limits::PERMIT_MS_MAX / 1_000 + SKEW_SECS);
+    let to_owner = |kinds: Vec<Kind>, since: Timestamp| {
+        let tags = vec![(b'p', vec![owner.to_hex()])];
+        Filter { kinds: Some(kinds), tags, since: Some(since), ..Filter::new() }.normalized()
+    };
+    // Wraps are dated back on purpose: what is inside has the true time.
+    let wraps = to_owner(vec![Kind::GIFT_WRAP], since.saturating_sub(wrap::BACK_SECS_MAX));
+    let found = client.query(vec![to_owner(REPLIES.to_vec(), since), wraps]).await?;
+    let read = found.iter().filter_map(|event| letter::read(keys, event));
+    let mut cards: Vec<OpenCard> = read.filter_map(|event| open_card(&event, &owner, directory, now)).collect();
     if cards.is_empty() {
         return Ok(cards);
     }
@@ -94,7 +100,8 @@ pub async fn decide(
     let until = Instant::now() + options.timeout;
     let control = card.decision(is_yes);
     let sealed = control.to_json().map_err(|error| DecideError::Seal(error.to_string()))?;
-    let sealed = seal::seal(keys.keypair(), agent, &sealed, fresh_aux());
+    let nonce = fresh().map_err(|error| DecideError::Seal(error.to_string()))?;
+    let sealed = seal::seal(keys.keypair(), agent, &sealed, nonce);
     let sealed = sealed.map_err(|error| DecideError::Seal(error.to_string()))?;
     let event = keys.sign(control_draft(agent, unix_now(), sealed));
     let mut results = Results::open(url, options, keys, agent, &card.nonce, event.id).await?;

@@ -1,7 +1,7 @@
 //! The owner's side of agents, over relays: who they are, what they say and ask, what became of a message, what it cost.
 //!
 //! Job: resolve names (`directory`), follow a relay through lost connections (`feed`), publish until there is a word
-//! (`post`), list and answer permission cards (`cards`), read turn metrics (`bills`).
+//! (`post`), write and read direct messages (`letter`), list and answer permission cards (`cards`), read turn metrics (`bills`).
 //! Neighbours: [`crate::client`] speaks to relays; `skep_core::{fate, watch, usage}` decide what it means; the commands
 //! of the binary print it.
 //! Must not: print, or believe that an agent is the owner's without the owner's signature.
@@ -10,6 +10,7 @@ pub mod bills;
 pub mod cards;
 pub mod directory;
 pub mod feed;
+pub mod letter;
 pub mod post;
 
 pub use directory::{Agent, Directory, Unknown};
@@ -22,7 +23,7 @@ use skep_proto::agent::{self, Direction};
 use skep_proto::attestation::Attestation;
 use skep_proto::{PubKey, RawEvent, seal};
 
-use crate::keys::Keys;
+use crate::keys::{KeyError, Keys};
 
 /// Whether an event carries the owner's attestation of its author, for its kind and time.
 pub fn is_attested(event: &RawEvent, owner: &PubKey) -> bool {
@@ -32,6 +33,13 @@ pub fn is_attested(event: &RawEvent, owner: &PubKey) -> bool {
             && attestation.conditions.allow_kind(event.kind)
             && attestation.conditions.allow_time(event.created_at)
     })
+}
+
+/// Random bytes for what is sealed: without any, nothing is.
+fn fresh<const N: usize>() -> Result<[u8; N], KeyError> {
+    let mut bytes = [0; N];
+    getrandom::fill(&mut bytes).map_err(KeyError::Random)?;
+    Ok(bytes)
 }
 
 /// What an agent's frame says inside. `None`: not a telemetry frame to this owner, or not to be opened.

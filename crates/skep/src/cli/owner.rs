@@ -28,6 +28,9 @@ pub struct SayArgs {
     /// In this group (the value of its h tag), as a chat message (kind 9).
     #[arg(long, value_name = "GROUP")]
     pub channel: Option<String>,
+    /// As a direct message that only the agent can read (NIP-17).
+    #[arg(long, conflicts_with = "channel")]
+    pub dm: bool,
     #[command(flatten)]
     pub who: OwnerArgs,
 }
@@ -110,6 +113,7 @@ pub const ASK_HELP: &str = "\
 Examples:
   skep ask @scout 'what changed in the last release?'
   git diff | skep ask @scout @critic --channel team
+  skep ask @scout --dm 'between us: is the release ready?'
   skep ask @scout 'write notes.txt' --timeout 5m > answer.txt
 
 The answer goes to stdout, whole; how it comes about goes to stderr. When the agent asks for a

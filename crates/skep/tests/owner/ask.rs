@@ -1,9 +1,11 @@
 //! `skep ask`, `skep say`, `skep watch`.
 
+use std::io::{Read, Write};
+
 use serde_json::Value;
 use skep_proto::{Filter, Kind};
 
-use crate::hive::{Hive, demo, pubkey, script};
+use crate::hive::{Hive, demo, eventually, pubkey, script};
 
 #[test]
 fn an_answer_goes_to_stdout_and_how_it_came_about_to_stderr() {
@@ -105,7 +107,7 @@ fn each_way_not_to_be_answered_has_its_line_and_its_code() {
     hive.run(&["ask"]).fails(2, "required", "usage");
     hive.run(&["ask", "@scout", "x", "--key", "nobody"]).fails(3, "no key is named nobody", "skep key");
     hive.run(&["ask", "@scout", "x", "--relay", "ws://127.0.0.1:1"]).fails(4, "cannot reach", "skep relay");
-    hive.run(&["ask", "@scout", "x", "--timeout", "2s"]).fails(7, "@scout gave no sign within 2s", "is it running");
+    hive.run(&["ask", "@scout", "x", "--timeout", "2s"]).fails(7, "@scout gave no sign within 2s", "skep status");
     hive.run_agents("home");
     hive.run(&["ask", "@critic", "hello"]).succeeds();
     hive.run(&["ask", "@critic", "wait", "--timeout", "3s"]).fails(7, "@critic did not answer within 3s", "skep watch");
@@ -120,7 +122,11 @@ fn an_answer_that_the_relay_refuses_is_told_as_given_up() {
     let long = |bytes: u32| format!("cat >/dev/null; head -c {bytes} /dev/zero | tr '\\0' x");
     let mut hive = Hive::with(small, &[script("scout", &long(50_000)), script("critic", &long(70_000))]);
     hive.run_agents("home");
-    hive.run(&["ask", "@scout", "go"]).fails(9, "@scout gave up: invalid: the event is larger", "skep watch");
+    hive.run(&["ask", "@scout", "go"]).fails(
+        9,
+        "@scout gave up: invalid: the event is larger",
+        "skep agent retry scout",
+    );
     // Of two parts the last one is short.
     let ran = hive.run(&["ask", "@critic", "go"]);
     ran.fails(1, "the answer of @critic is not whole: 1 of its 2 parts", "as long as its parts");
@@ -199,4 +205,140 @@ fn the_last_key_of_a_home_is_the_owner() {
     hive.run(&["say", "@scout", "x"]).fails(3, "there is no key named owner or default", "skep key generate owner");
     std::fs::rename(keys.join("other.key"), keys.join("default.key")).unwrap();
     hive.run(&["say", "@scout", "x"]).succeeds();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_direct_message_is_asked_answered_and_decided_without_a_word_in_clear() {
+    let mut hive = Hive::new(&[demo("scout")]);
+    hive.run_agents("home");
+    let ran = hive.run(&["ask", "@scout", "--dm", "hello in private"]).succeeds();
+    assert_eq!(ran.stdout, "Hello! I am Skep's demo agent. You said: hello in private\n");
+    let mut ask = hive.start(&["ask", "@scout", "--dm", "write private.txt"]);
+    ask.wait_for("asks for a permission");
+    let card = hive.cards(1).remove(0);
+    assert!(card["channel"].as_str().unwrap().starts_with("dm:"), "{card}");
+    hive.run(&["approve", card["nonce"].as_str().unwrap()]).succeeds();
+    assert_eq!(ask.finish().succeeds().stdout, "I wrote private.txt.\n");
+    hive.run(&["ask", "@scout", "@critic", "--dm", "x"]).fails(3, "no agent is named \"critic\"", "@scout");
+    let owner = pubkey("owner").to_hex();
+    hive.run(&["say", "@scout", &owner, "--dm", "x"]).fails(2, "a direct message is for one agent", "one by one");
+    let mut anyone = hive.client("owner").await;
+    let found = anyone.query(vec![Filter::new()]).await.unwrap();
+    let wraps = found.iter().filter(|event| event.kind == Kind::GIFT_WRAP).count();
+    assert_eq!(wraps, 5, "what the owner may read: two copies, a card, two answers");
+    for event in &found {
+        let json = event.raw().to_json();
+        assert!(!json.contains("private") && !json.contains("dm:"), "{json}");
+        assert!(![Kind::NOTE, Kind::REACTION, Kind::PRIVATE_MESSAGE].contains(&event.kind), "{json}");
+    }
+}
+
+/// Runs a command whose stdin and stderr are a terminal; gives it and the other end of the terminal.
+fn on_a_terminal(hive: &Hive, args: &[&str]) -> (std::process::Child, std::fs::File) {
+    use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
+    let ours = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).unwrap();
+    grantpt(&ours).unwrap();
+    unlockpt(&ours).unwrap();
+    let name = ptsname(&ours, Vec::new()).unwrap().into_string().unwrap();
+    let theirs = std::fs::File::options().read(true).write(true).open(name).unwrap();
+    let stdin = theirs.try_clone().unwrap();
+    let child = hive.command(args).stdin(stdin).stderr(theirs).spawn().unwrap();
+    (child, ours.into())
+}
+
+/// Reads what a terminal shows, up to a text.
+fn shown_until(terminal: &mut std::fs::File, text: &str) -> String {
+    let mut shown = Vec::new();
+    while !String::from_utf8_lossy(&shown).contains(text) {
+        let mut bytes = [0; 1024];
+        // The other end is closed when the command has ended.
+        let count = terminal.read(&mut bytes).unwrap_or(0);
+        assert!(count > 0, "no {text:?} in:\n{}", String::from_utf8_lossy(&shown));
+        shown.extend_from_slice(&bytes[..count]);
+    }
+    String::from_utf8_lossy(&shown).into_owned()
+}
+
+#[test]
+fn on_a_terminal_a_permission_is_asked_for_and_answered() {
+    let mut hive = Hive::new(&[demo("scout")]);
+    hive.run_agents("home");
+    for (typed, again, answer) in
+        [("y\n", false, "I wrote t.txt."), ("maybe\nno\n", true, "You said no: I did not write t.txt.")]
+    {
+        let (child, mut terminal) = on_a_terminal(&hive, &["ask", "@scout", "write t.txt"]);
+        let shown = shown_until(&mut terminal, "allow? [y/n]");
+        assert!(shown.contains("Write t.txt") && shown.contains("\u{1b}[2m"), "dim: {shown}");
+        terminal.write_all(typed.as_bytes()).unwrap();
+        if again {
+            shown_until(&mut terminal, "y allows it, n rejects it");
+        }
+        let output = child.wait_with_output().unwrap();
+        assert!(output.status.success());
+        assert_eq!(String::from_utf8(output.stdout).unwrap().trim_end(), answer);
+    }
+    // Answered elsewhere while it waits for a word.
+    let (child, mut terminal) = on_a_terminal(&hive, &["ask", "@scout", "write u.txt"]);
+    shown_until(&mut terminal, "allow? [y/n]");
+    hive.run(&["approve", "--all"]).succeeds();
+    shown_until(&mut terminal, "it was answered");
+    assert_eq!(String::from_utf8(child.wait_with_output().unwrap().stdout).unwrap(), "I wrote u.txt.\n");
+}
+
+#[test]
+fn text_of_others_cannot_steer_the_terminal() {
+    let hostile = "cat >/dev/null; printf 'a\\033[2Jb\\033]0;owned\\007\\nnext line'";
+    let mut hive = Hive::new(&[script("scout", hostile)]);
+    hive.run_agents("home");
+    let (mut child, mut terminal) = on_a_terminal(&hive, &["ask", "@scout", "say it"]);
+    let shown = shown_until(&mut terminal, "reads it");
+    assert!(!shown.contains("\u{1b}[2J"), "{shown:?}");
+    child.wait().unwrap();
+    // To a file it goes as it is: what reads it decides.
+    assert!(hive.run(&["ask", "@scout", "say it"]).succeeds().stdout.contains("a\u{1b}[2Jb"));
+    let json = hive.run(&["ask", "@scout", "say it", "--json"]).succeeds().stdout;
+    assert!(!json.contains('\u{1b}') && json.contains("\\u001b[2J"), "{json}");
+}
+
+#[test]
+fn what_was_told_while_the_relay_was_away_is_a_gap_that_a_watcher_sees() {
+    let mut hive = Hive::new(&[demo("scout")]);
+    let mut watch = hive.start(&["watch"]);
+    watch.wait_for("watching");
+    hive.run_agents("home");
+    watch.wait_for("leads");
+    hive.kill_relay();
+    watch.wait_for("connection lost");
+    // Longer than between two words of an instance on whether it leads.
+    std::thread::sleep(std::time::Duration::from_secs(7));
+    hive.start_relay();
+    watch.wait_for("items are missing here");
+    hive.run(&["ask", "@scout", "hello"]).succeeds();
+    watch.wait_for("turn ends");
+}
+
+#[test]
+fn an_owner_with_agents_on_several_relays_sees_all_of_them() {
+    let mut elsewhere = Hive::new(&[]);
+    let critic = format!("{}relays = [{:?}]\n", demo("critic"), elsewhere.url());
+    let mut hive = Hive::new(&[demo("scout"), critic]);
+    let mut watch = hive.start(&["watch"]);
+    watch.wait_for("watching");
+    hive.run_agents("home");
+    let together = hive.run(&["ask", "@scout", "@critic", "hello"]);
+    together.fails(3, "@scout and @critic have no relay in common", "--relay");
+    let asks = ["scout", "critic"].map(|name| hive.start(&["ask", name, &format!("write {name}.txt")]));
+    assert_eq!(hive.cards(2).len(), 2, "one on each");
+    hive.run(&["approve", "--all"]).succeeds();
+    for (ask, name) in asks.into_iter().zip(["scout", "critic"]) {
+        assert_eq!(ask.finish().succeeds().stdout, format!("I wrote {name}.txt.\n"));
+        watch.wait_for(&format!("@{name}  "));
+    }
+    let rows = || hive.run(&["usage", "--json"]).succeeds().json();
+    let all = eventually("both bills", || Some(rows()).filter(|rows| rows.len() == 3));
+    assert_eq!((&all[0]["key"], &all[1]["key"]), (&"critic".into(), &"scout".into()));
+    elsewhere.kill_relay();
+    let ran = hive.run(&["usage"]).succeeds();
+    assert!(ran.stderr.contains(" is left out: ") && ran.stdout.contains("scout"), "{}", ran.stderr);
+    assert!(!ran.stdout.contains("critic"));
 }

@@ -128,7 +128,10 @@ impl Hive {
         for agent in agents {
             let name = agent.lines().find_map(|line| line.strip_prefix("name = ")).unwrap().trim_matches('"');
             let auth = serde_json::to_string(&consent(name)).unwrap();
-            config.push_str(&format!("[[agent]]\n{agent}auth = {auth}\nrelays = [{:?}]\n", self.url()));
+            config.push_str(&format!("[[agent]]\n{agent}auth = {auth}\n"));
+            if !agent.contains("relays = ") {
+                config.push_str(&format!("relays = [{:?}]\n", self.url()));
+            }
         }
         fs::write(self.path(name).join("config.toml"), config).unwrap();
     }

@@ -134,7 +134,7 @@ async fn turns_that_were_cancelled_or_failed_are_billed_as_far_as_they_were_seen
     assert_eq!(tokens(&cancelled), billed(&mock.ledger()[..1]), "the call that was told");
 
     // A key that the provider refuses pauses the agent; what was used before it is billed.
-    hive.run(&["ask", "@scout", "break"]).fails(8, "@scout is paused", "resume");
+    hive.run(&["ask", "@scout", "break"]).fails(8, "@scout is paused", "skep agent resume scout");
     let (_, failed) = metrics(&hive, 2).await.remove(1);
     assert_eq!(failed.stop_reason, Some(StopReason::Error));
     assert_eq!(tokens(&failed), billed(&mock.ledger()[2..3]));
@@ -291,4 +291,37 @@ async fn usage_says_what_it_left_out_and_what_it_does_not_know() {
     assert_eq!(later.stdout, "no bills\n");
     hive.run(&["usage", "--since", "soon"]).fails(3, "\"soon\" is not a time", "7d");
     hive.run(&["usage", "--by", "moon"]).fails(2, "moon", "see --help");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_estimated_cost_is_marked_and_stands_apart_from_a_reported_one() {
+    let mock = MockModel::start(|_| Reply::Text("one two three".into())).await;
+    let price = "price = { input = 3000.0, output = 15000.0, cache_read = 300.0, date = \"2026-11-01\" }\n";
+    let mut hive = Hive::new(&[format!("{}{price}", model("scout", &mock.base_url())), demo("critic")]);
+    hive.run_agents("home");
+    hive.run(&["ask", "@scout", "hello"]).succeeds();
+    hive.run(&["ask", "@critic", "hello"]).succeeds();
+    metrics(&hive, 2).await;
+    let bill = mock.ledger().remove(0);
+    let plain = (bill.input - bill.cached) as f64 * 0.003;
+    let expected = plain + bill.cached as f64 * 0.0003 + bill.output as f64 * 0.015;
+    let rows = hive.run(&["usage", "--json"]).succeeds().json();
+    let of = |key: &str| rows.iter().find(|row| row["key"] == key).unwrap();
+    let (scout, critic) = (of("scout"), of("critic"));
+    assert!((scout["estimated_usd"].as_f64().unwrap() - expected).abs() < 1e-9, "{scout} {expected}");
+    assert_eq!((&scout["reported_usd"], &critic["cost_unknown_turns"]), (&json!(0.0), &json!(1)));
+    let table = hive.run(&["usage"]).succeeds().stdout;
+    let line = |name: &str| table.lines().find(|line| line.starts_with(name)).unwrap().to_owned();
+    assert!(line("scout").ends_with(&format!("~{expected:.4}")) && line("critic").ends_with('-'), "{table}");
+    assert!(line("all").ends_with("+?") && table.contains("~   estimated from a price list"), "{table}");
+}
+
+#[test]
+fn a_message_that_waits_for_its_budget_says_so() {
+    let mut hive = Hive::new(&[format!("{}budget = {{ turns_per_hour = 1 }}\n", demo("scout"))]);
+    hive.run_agents("home");
+    hive.run(&["ask", "@scout", "hello"]).succeeds();
+    let ran = hive.run(&["ask", "@scout", "and again", "--timeout", "5s"]);
+    ran.fails(7, "@scout did not answer within 5s", "skep watch");
+    assert!(ran.stderr.contains("⏳ @scout has it waiting:") && ran.stderr.contains("budget"), "{}", ran.stderr);
 }

@@ -1,5 +1,6 @@
 //! `skep ask`: a message, what comes of it as it comes, and the answer.
 
+use std::collections::BTreeSet;
 use std::io::{self, IsTerminal};
 use std::time::Duration;
 
@@ -8,13 +9,15 @@ use skep_node::client::ClientError;
 use skep_node::clock::unix_now;
 use skep_node::owner::fate::{Card, End, Fate, Step};
 use skep_node::owner::watch::{Item, Seen, Shown, Watch};
-use skep_node::owner::{Agent, Feed, Heard, cards, open_frame};
+use skep_node::owner::{Agent, Feed, Heard, cards, letter, open_frame};
 use skep_proto::agent::control::Status;
-use skep_proto::{EventId, Filter, Kind as EventKind, PubKey, RawEvent, Timestamp, limits};
+use skep_proto::{EventId, Filter, Kind as EventKind, PubKey, RawEvent, limits, wrap};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep_until};
 
 use super::aside::Aside;
+use super::say::Message;
+use super::silence::Silences;
 use super::{Owner, say, show};
 use crate::cli::AskArgs;
 use crate::command::block_on;
@@ -38,54 +41,84 @@ pub fn run(args: &AskArgs, out: &mut Output) -> Result<(), CliError> {
     block_on(async {
         let until = Instant::now() + Duration::from(args.timeout);
         let (agents, relay) = owner.resolve(&names).await?;
-        let event = say::message(&owner, &agents, args.say.channel.as_deref(), &text);
+        let message = Message::write(&owner, &agents, &args.say, &text)?;
         let keys: Vec<PubKey> = agents.iter().map(|agent| agent.key).collect();
-        let filters = filters(&owner, &keys, event.id, event.created_at);
+        let filters = [answers(&owner, &keys, &message), signs(&owner, &keys)].concat();
         // Heard before it is said: nothing that follows is missed.
         let feed = Feed::open(&relay, owner.options.clone(), filters).await?;
-        let message = say::publish(&owner, &relay, &event, until).await?;
+        let remark = message.publish(&owner, &relay, until).await?;
         if out.json {
-            out.json_line(&say::sent(&event, &relay, &message))?;
+            out.json_line(&message.json(&relay, &remark))?;
             out.flush()?;
         }
         let aside = Aside::new(!args.quiet && !out.json);
-        let talk = Talk { fate: Fate::new(event.id, keys), message: event.id, owner, agents, relay, aside, out };
+        let fate = Fate::new(message.event.id, keys);
+        let fate = match &message.private {
+            Some((rumor, _)) => fate.also_called(rumor.id),
+            None => fate,
+        };
+        let talk = Talk {
+            fate,
+            message,
+            owner,
+            agents,
+            relay,
+            aside,
+            out,
+            letters: BTreeSet::new(),
+            silences: Silences::default(),
+        };
         talk.run(feed, args, until).await
     })
 }
 
-/// Everything that these agents publish about a message, and their frames.
-fn filters(owner: &Owner, agents: &[PubKey], message: EventId, at: Timestamp) -> Vec<Filter> {
-    // Clocks differ; what is older is not about this message anyway.
-    let since = Some(at.saturating_sub(limits::CONTROL_FRESH_SECS));
-    let authors = Some(agents.to_vec());
-    let about = Filter {
-        kinds: Some(ANSWERS.to_vec()),
-        authors: authors.clone(),
-        tags: vec![(b'e', vec![message.to_hex()])],
-        ..Filter::new()
-    };
-    // That a card was decided is a reaction to the card.
-    let closings = Filter { kinds: Some(vec![EventKind::REACTION]), authors: authors.clone(), since, ..Filter::new() };
-    let to_owner = vec![(b'p', vec![owner.keys.pubkey().to_hex()])];
-    let frames = Filter { kinds: Some(vec![EventKind::AGENT_FRAME]), authors, tags: to_owner, since, ..Filter::new() };
-    [about, closings, frames].map(Filter::normalized).into()
+/// What these agents publish about a message, and letters to us when it was one.
+fn answers(owner: &Owner, agents: &[PubKey], message: &Message) -> Vec<Filter> {
+    if message.private.is_some() {
+        // Wraps are dated back on purpose, and by nobody's key.
+        let since = Some(unix_now().saturating_sub(wrap::BACK_SECS_MAX + limits::CONTROL_FRESH_SECS));
+        return vec![Filter { kinds: Some(vec![EventKind::GIFT_WRAP]), tags: to(owner), since, ..Filter::new() }];
+    }
+    let tags = vec![(b'e', vec![message.event.id.to_hex()])];
+    let (kinds, authors) = (Some(ANSWERS.to_vec()), Some(agents.to_vec()));
+    vec![Filter { kinds, authors, tags, ..Filter::new() }.normalized()]
+}
+
+/// That a card was decided, which is a reaction to the card, and frames. Clocks differ; what is older is not about this
+/// message anyway.
+fn signs(owner: &Owner, agents: &[PubKey]) -> Vec<Filter> {
+    let since = Some(unix_now().saturating_sub(limits::CONTROL_FRESH_SECS));
+    let of = |kind| Filter { kinds: Some(vec![kind]), authors: Some(agents.to_vec()), since, ..Filter::new() };
+    let frames = Filter { tags: to(owner), ..of(EventKind::AGENT_FRAME) };
+    vec![of(EventKind::REACTION).normalized(), frames.normalized()]
+}
+
+fn to(owner: &Owner) -> Vec<(u8, Vec<String>)> {
+    vec![(b'p', vec![owner.keys.pubkey().to_hex()])]
 }
 
 /// One message, and everybody who is to answer it.
 struct Talk<'o> {
     fate: Fate,
-    message: EventId,
+    message: Message,
     owner: Owner,
     agents: Vec<Agent>,
     relay: String,
     aside: Aside,
     out: &'o mut Output,
+    /// Wraps that were opened: opening costs.
+    letters: BTreeSet<EventId>,
+    silences: Silences,
 }
 
 impl Talk<'_> {
     async fn run(mut self, mut feed: Feed, args: &AskArgs, until: Instant) -> Result<(), CliError> {
-        self.aside.line(&format!("→ {} {} taken by {}", self.names(), &self.message.to_hex()[..8], self.relay));
+        self.aside.line(&format!(
+            "→ {} {} taken by {}",
+            self.names(),
+            &self.message.event.id.to_hex()[..8],
+            self.relay
+        ));
         let mut watch = Watch::default();
         let mut typed = self.typist();
         let mut question: Option<(PubKey, Card)> = None;
@@ -150,8 +183,13 @@ impl Talk<'_> {
                 steps.extend(self.fate.hear_item(&item).into_iter().map(|step| (item.agent, step)));
             }
         }
-        for event in &events {
-            steps.extend(self.fate.hear_event(event).into_iter().map(|step| (event.pubkey, step)));
+        for event in events {
+            let is_wrap = event.kind == EventKind::GIFT_WRAP;
+            if is_wrap && !self.letters.insert(event.id) {
+                continue;
+            }
+            let Some(event) = letter::read(&self.owner.keys, &event) else { continue };
+            steps.extend(self.fate.hear_event(&event).into_iter().map(|step| (event.pubkey, step)));
         }
         steps
     }
@@ -198,6 +236,9 @@ impl Talk<'_> {
     fn live(&mut self, who: &str, item: &Item) -> Result<(), CliError> {
         if self.out.json {
             return show::live_json(&self.owner.directory, item).map_or(Ok(()), |json| self.out.json_line(&json));
+        }
+        if !self.silences.is_news(item) {
+            return Ok(());
         }
         match &item.shown {
             Shown::Text(piece) => self.aside.text(&format!("{who} │"), piece),
@@ -330,10 +371,9 @@ impl Talk<'_> {
 
     async fn parts(&self, agent: &PubKey) -> Result<Vec<RawEvent>, ClientError> {
         let mut client = skep_node::client::Client::connect(&self.relay, self.owner.options.clone()).await?;
-        let about = filters(&self.owner, &[*agent], self.message, 0).swap_remove(0);
-        let found = client.query(vec![about]).await?;
+        let found = client.query(answers(&self.owner, &[*agent], &self.message)).await?;
         client.close().await;
-        Ok(found.iter().map(|event| event.raw().clone()).collect())
+        Ok(found.iter().filter_map(|event| letter::read(&self.owner.keys, event)).collect())
     }
 
     fn print_answer(&mut self, agent: &PubKey) -> Result<(), CliError> {
@@ -382,7 +422,7 @@ impl Talk<'_> {
             format!("{names} did not answer within {}", args.timeout)
         };
         let hint = if is_silent {
-            "is it running, and does it listen to you? it answers when it runs: skep watch shows it"
+            "is it running, and does it listen to you? skep status shows it where it runs; it answers when it runs again"
         } else {
             "the turn goes on: skep watch shows it, and the answer is published under the message"
         };
@@ -403,6 +443,11 @@ async fn next_line(typed: &mut Option<mpsc::Receiver<String>>) -> Option<String>
     }
 }
 
+/// A name as commands take it without quoting.
+fn plain(who: &str) -> &str {
+    who.trim_start_matches('@')
+}
+
 /// How it ended, as a word and a reason.
 fn words(end: &End) -> (&'static str, &str) {
     match end {
@@ -418,9 +463,9 @@ fn error_of(who: &str, end: &End) -> CliError {
     let (_, why) = words(end);
     match end {
         End::Paused(_) => CliError::new(Kind::Paused, format!("{who} is paused ({why}); the message waits there"))
-            .hint("mend what paused it, then resume it: it answers by itself"),
+            .hint(format!("mend what paused it, then: skep agent resume {}", plain(who))),
         End::Dead(_) => CliError::new(Kind::GaveUp, format!("{who} gave up: {why}"))
-            .hint("skep watch shows its turns; a new message begins anew"),
+            .hint(format!("skep agent retry {}, where it runs; skep watch shows its turns", plain(who))),
         End::Expired(_) => {
             CliError::new(Kind::GaveUp, format!("{who} did not come to it in time: {why}")).hint("send it again")
         }

@@ -1,5 +1,6 @@
 //! `skep approve` and `skep deny`: the open permission cards, and answers to them.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use serde_json::json;
@@ -18,18 +19,25 @@ pub fn run(args: &DecideArgs, is_yes: bool, out: &mut Output) -> Result<(), CliE
     let mut owner = Owner::open(&args.who)?;
     owner.options = Options { timeout: Duration::from_secs(args.timeout.into()), ..owner.options };
     block_on(async {
-        let relay = owner.relay_of(&[])?;
-        let mut client = owner.connect(&relay).await?;
-        owner.directory.learn(&mut client).await?;
-        let open = cards::open_cards(&mut client, &owner.keys.pubkey(), &owner.directory, unix_now()).await?;
-        client.close().await;
+        let relays = owner.relays_of(&[]);
+        let look = async |owner: &mut Owner, relay: &str| {
+            let mut client = owner.connect(relay).await?;
+            owner.directory.learn(&mut client).await?;
+            let open = cards::open_cards(&mut client, &owner.keys, &owner.directory, unix_now()).await?;
+            client.close().await;
+            Ok(open.into_iter().map(|open| (relay.to_owned(), open)).collect::<Vec<_>>())
+        };
+        let mut open: Vec<(String, OpenCard)> = owner.on_each(&relays, look).await?.into_iter().flatten().collect();
+        // A card that is on two relays is one card.
+        let mut seen = BTreeSet::new();
+        open.retain(|(_, open)| seen.insert(open.card.event));
         if args.requests.is_empty() && !args.all {
             return list(&owner, &open, is_yes, out);
         }
         let chosen = choose(args, &open)?;
         let mut failed = None;
-        for card in chosen {
-            if let Err(error) = answer(&owner, &relay, card, is_yes, out).await {
+        for (relay, card) in chosen {
+            if let Err(error) = answer(&owner, relay, card, is_yes, out).await {
                 failed.get_or_insert(error);
             }
         }
@@ -37,14 +45,14 @@ pub fn run(args: &DecideArgs, is_yes: bool, out: &mut Output) -> Result<(), CliE
     })
 }
 
-fn list(owner: &Owner, open: &[OpenCard], is_yes: bool, out: &mut Output) -> Result<(), CliError> {
+fn list(owner: &Owner, open: &[(String, OpenCard)], is_yes: bool, out: &mut Output) -> Result<(), CliError> {
     if out.json {
         return open
             .iter()
-            .try_for_each(|open| out.json_line(&show::card_json(&owner.directory, &open.agent, &open.card)));
+            .try_for_each(|(_, open)| out.json_line(&show::card_json(&owner.directory, &open.agent, &open.card)));
     }
     let now = unix_now();
-    for OpenCard { agent, card } in open {
+    for (_, OpenCard { agent, card }) in open {
         let (nonce, time) = (show::short_nonce(&card.tag.nonce), show::left(card.tag.expires_at, now));
         let who = owner.directory.label(agent);
         out.line(&format!(
@@ -60,19 +68,19 @@ fn list(owner: &Owner, open: &[OpenCard], is_yes: bool, out: &mut Output) -> Res
     let verb = if is_yes { "approve" } else { "deny" };
     match open.first() {
         None => out.line("nothing is open"),
-        Some(open) => {
+        Some((_, open)) => {
             let nonce = escape(&show::short_nonce(&open.card.tag.nonce));
             out.line(&format!("\nskep {verb} {nonce}, or skep {verb} --all"))
         }
     }
 }
 
-fn choose<'c>(args: &DecideArgs, open: &'c [OpenCard]) -> Result<Vec<&'c OpenCard>, CliError> {
+fn choose<'c>(args: &DecideArgs, open: &'c [(String, OpenCard)]) -> Result<Vec<&'c (String, OpenCard)>, CliError> {
     if args.all {
         return if open.is_empty() { Err(nothing("nothing is open")) } else { Ok(open.iter().collect()) };
     }
     let find = |wanted: &String| {
-        let mut found = open.iter().filter(|open| open.card.tag.nonce.starts_with(wanted.as_str()));
+        let mut found = open.iter().filter(|(_, open)| open.card.tag.nonce.starts_with(wanted.as_str()));
         match (found.next(), found.next()) {
             (Some(one), None) => Ok(one),
             (Some(_), Some(_)) => {

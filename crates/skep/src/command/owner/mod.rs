@@ -7,9 +7,11 @@ mod ask;
 mod decide;
 mod say;
 mod show;
+mod silence;
 mod usage;
 mod watch;
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use skep_node::client::{Client, Credentials, Options};
@@ -102,6 +104,39 @@ impl Owner {
     fn usual_relay(&self) -> String {
         let of_agent = self.directory.agents().iter().find_map(|agent| agent.relays.first());
         of_agent.cloned().unwrap_or_else(|| listening(&self.settings.relay.listen))
+    }
+
+    /// Every relay where these agents may be met; of none in particular: of all that are known.
+    fn relays_of(&self, agents: &[Agent]) -> Vec<String> {
+        if let Some(relay) = &self.relay {
+            return vec![relay.clone()];
+        }
+        let agents = if agents.is_empty() { self.directory.agents() } else { agents };
+        let known: BTreeSet<&String> = agents.iter().flat_map(|agent| &agent.relays).collect();
+        if known.is_empty() { vec![self.usual_relay()] } else { known.into_iter().cloned().collect() }
+    }
+
+    /// Does something on each relay. One that cannot be reached is mentioned; none at all is an error.
+    async fn on_each<T>(
+        &mut self,
+        relays: &[String],
+        mut work: impl AsyncFnMut(&mut Self, &str) -> Result<T, CliError>,
+    ) -> Result<Vec<T>, CliError> {
+        let (mut done, mut failed) = (Vec::new(), None);
+        for relay in relays {
+            match work(self, relay).await {
+                Ok(one) => done.push(one),
+                Err(error) if relays.len() == 1 => return Err(error),
+                Err(error) => {
+                    screen::remark(&format!("note: {relay} is left out: {}", error.cause));
+                    failed = Some(error);
+                }
+            }
+        }
+        match failed {
+            Some(error) if done.is_empty() => Err(error),
+            _ => Ok(done),
+        }
     }
 
     async fn connect(&self, relay: &str) -> Result<Client, CliError> {

@@ -5,15 +5,16 @@ use std::io::{self, IsTerminal, Read};
 use serde_json::json;
 use skep_node::clock::unix_now;
 use skep_node::keys::{nevent, pubkey};
+use skep_node::owner::letter::{self, Letter};
 use skep_node::owner::{Agent, post};
-use skep_proto::{Draft, Kind as EventKind, VerifiedEvent};
+use skep_proto::{Draft, Kind as EventKind, RawEvent};
 use tokio::time::Instant;
 
 use super::{Owner, STEP};
 use crate::cli::SayArgs;
 use crate::command::block_on;
 use crate::error::{CliError, Kind};
-use crate::screen::{Output, escape};
+use crate::screen::{Output, remark};
 
 /// Bytes of a text that is read from stdin: an event has room for about 250 KiB.
 const TEXT_BYTES_MAX: u64 = 240 * 1024;
@@ -23,12 +24,12 @@ pub fn run(args: &SayArgs, out: &mut Output) -> Result<(), CliError> {
     let mut owner = Owner::open(&args.who)?;
     block_on(async {
         let (agents, relay) = owner.resolve(&names).await?;
-        let event = message(&owner, &agents, args.channel.as_deref(), &text);
-        let accepted = publish(&owner, &relay, &event, Instant::now() + STEP).await?;
+        let message = Message::write(&owner, &agents, args, &text)?;
+        let accepted = message.publish(&owner, &relay, Instant::now() + STEP).await?;
         if out.json {
-            return out.json_line(&sent(&event, &relay, &accepted));
+            return out.json_line(&message.json(&relay, &accepted));
         }
-        out.line(&event.id.to_hex())
+        out.line(&message.event.id.to_hex())
     })
 }
 
@@ -60,30 +61,62 @@ fn from_stdin() -> Result<String, CliError> {
     Ok(text)
 }
 
-/// The event: a note, or a chat message in a group, that names the agents.
-pub fn message(owner: &Owner, agents: &[Agent], channel: Option<&str>, text: &str) -> VerifiedEvent {
-    let kind = if channel.is_some() { EventKind::CHAT } else { EventKind::NOTE };
-    let mut draft = Draft::new(kind, unix_now(), text);
-    if let Some(channel) = channel {
-        draft = draft.tag(["h", channel]);
-    }
-    let named = agents.iter().fold(draft, |draft, agent| draft.tag(["p", &agent.key.to_hex()]));
-    owner.keys.sign(named)
+/// A message, ready to be published.
+pub struct Message {
+    /// By its id the agents call the message.
+    pub event: RawEvent,
+    /// Of a direct message: what is said, and our own copy.
+    pub private: Option<(RawEvent, RawEvent)>,
 }
 
-/// Publishes it; gives the relay's remark.
-pub async fn publish(owner: &Owner, relay: &str, event: &VerifiedEvent, until: Instant) -> Result<String, CliError> {
-    let verdict = post::publish(relay, &owner.options, event, until).await?;
-    if verdict.accepted {
-        return Ok(verdict.message);
+impl Message {
+    /// A note, a chat message in a group or a direct message, to these agents.
+    pub fn write(owner: &Owner, agents: &[Agent], args: &SayArgs, text: &str) -> Result<Self, CliError> {
+        if args.dm {
+            let [agent] = agents else {
+                return Err(CliError::new(Kind::Usage, "a direct message is for one agent")
+                    .hint("write to them one by one, or use --channel GROUP"));
+            };
+            let letter = letter::write(&owner.keys, &agent.key, text, unix_now());
+            let Letter { rumor, event, copy } = letter.map_err(|error| {
+                CliError::new(Kind::Input, error).hint("a direct message holds about 35,000 characters")
+            })?;
+            return Ok(Self { event, private: Some((rumor, copy)) });
+        }
+        let kind = if args.channel.is_some() { EventKind::CHAT } else { EventKind::NOTE };
+        let mut draft = Draft::new(kind, unix_now(), text);
+        if let Some(channel) = &args.channel {
+            draft = draft.tag(["h", channel]);
+        }
+        let named = agents.iter().fold(draft, |draft, agent| draft.tag(["p", &agent.key.to_hex()]));
+        Ok(Self { event: owner.keys.sign(named).raw().clone(), private: None })
     }
-    Err(CliError::new(Kind::Refused, format!("{relay} refused the message: {}", verdict.message))
-        .hint("the word before the colon says why; for restricted try another key with --key NAME"))
-}
 
-pub fn sent(event: &VerifiedEvent, relay: &str, message: &str) -> serde_json::Value {
-    let nevent = nevent(event, Some(relay));
-    json!({ "type": "sent", "id": event.id, "nevent": nevent, "relay": relay, "message": escape(message) })
+    /// Publishes it; gives the relay's remark.
+    pub async fn publish(&self, owner: &Owner, relay: &str, until: Instant) -> Result<String, CliError> {
+        let verdict = post::publish(relay, &owner.options, &self.event, until).await?;
+        if !verdict.accepted {
+            return Err(CliError::new(Kind::Refused, format!("{relay} refused the message: {}", verdict.message))
+                .hint("the word before the colon says why; for restricted try another key with --key NAME"));
+        }
+        if let Some((_, copy)) = &self.private {
+            let kept = post::publish(relay, &owner.options, copy, until).await;
+            if !kept.is_ok_and(|verdict| verdict.accepted) {
+                remark("note: the relay has the message, but not our own copy of it");
+            }
+        }
+        Ok(verdict.message)
+    }
+
+    pub fn json(&self, relay: &str, message: &str) -> serde_json::Value {
+        let nevent = nevent(&self.event, Some(relay));
+        let mut json =
+            json!({ "type": "sent", "id": self.event.id, "nevent": nevent, "relay": relay, "message": message });
+        if let Some((rumor, _)) = &self.private {
+            json["rumor"] = json!(rumor.id);
+        }
+        json
+    }
 }
 
 #[cfg(test)]

@@ -1,6 +1,6 @@
 //! `skep usage`: what agents used, by the bills that they sealed for their owner.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use serde_json::{Value, json};
 use skep_node::clock::unix_now;
@@ -23,16 +23,18 @@ pub fn run(args: &UsageArgs, out: &mut Output) -> Result<(), CliError> {
     let since = args.since.as_deref().map(|text| input::time(text, unix_now())).transpose()?;
     let who = OwnerArgs { key: args.key.clone(), relay: args.relay.first().cloned(), config: args.config.clone() };
     let mut owner = Owner::open(&who)?;
-    let relays = relays(&owner, &args.relay);
+    let relays = if args.relay.is_empty() { owner.relays_of(&[]) } else { args.relay.clone() };
+    let from = since.map(|since| since.saturating_sub(BASELINE_SECS));
     let bills = block_on(async {
         let mut bills = Bills::default();
-        for relay in &relays {
+        let read = async |owner: &mut Owner, relay: &str| {
             let mut client = owner.connect(relay).await?;
             owner.directory.learn(&mut client).await?;
-            let from = since.map(|since| since.saturating_sub(BASELINE_SECS));
             bills.read(&mut client, &owner.keys, &owner.directory, from).await?;
             client.close().await;
-        }
+            Ok(())
+        };
+        owner.on_each(&relays, read).await?;
         Ok(bills)
     })?;
     let report = Report::of(&bills, &owner, args.by, since);
@@ -43,15 +45,6 @@ pub fn run(args: &UsageArgs, out: &mut Output) -> Result<(), CliError> {
     } else {
         report.table(out)
     }
-}
-
-/// Where bills may be: as the flag says, else every relay of an agent, else this machine's.
-fn relays(owner: &Owner, named: &[String]) -> Vec<String> {
-    if !named.is_empty() {
-        return named.to_vec();
-    }
-    let of_agents: BTreeSet<&String> = owner.directory.agents().iter().flat_map(|agent| &agent.relays).collect();
-    if of_agents.is_empty() { vec![owner.usual_relay()] } else { of_agents.into_iter().cloned().collect() }
 }
 
 /// What is known about the numbers of a group, beyond the numbers.

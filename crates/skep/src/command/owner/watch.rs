@@ -8,27 +8,26 @@ use skep_node::owner::watch::{Item, Seen, Shown, Watch};
 use skep_node::owner::{Feed, Heard, is_attested, open_frame};
 use skep_proto::agent::telemetry::TelemetryKind;
 use skep_proto::{Filter, Kind as EventKind, PubKey, RawEvent, limits};
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
 
+use super::silence::Silences;
 use super::{Owner, show};
 use crate::cli::WatchArgs;
 use crate::command::{block_on, input};
 use crate::error::{CliError, Kind};
 use crate::screen::{self, Output, escape, paragraphs};
 
-/// A backend that says nothing for this long is mentioned, and again each time that it has doubled.
-const IDLE_MS: u64 = 30_000;
+/// What waits to be shown; when it is full, the relays' connections wait.
+const HEARD_MAX: usize = 64;
 
 pub fn run(args: &WatchArgs, out: &mut Output) -> Result<(), CliError> {
     let mut owner = Owner::open(&args.who)?;
     let now = unix_now();
     let since = input::time(&args.since, now)?;
     block_on(async {
-        let (agents, relay) = owner.resolve(&args.agents).await?;
-        if agents.is_empty() {
-            let mut client = owner.connect(&relay).await?;
-            owner.directory.learn(&mut client).await?;
-            client.close().await;
-        }
+        let (agents, _) = owner.resolve(&args.agents).await?;
+        let relays = owner.relays_of(&agents);
         let named: Vec<PubKey> = agents.iter().map(|agent| agent.key).collect();
         let filter = Filter {
             kinds: Some(vec![EventKind::AGENT_FRAME]),
@@ -37,16 +36,40 @@ pub fn run(args: &WatchArgs, out: &mut Output) -> Result<(), CliError> {
             since: Some(since.max(now.saturating_sub(limits::CONTROL_FRESH_SECS))),
             ..Filter::new()
         };
-        let mut feed = Feed::open(&relay, owner.options.clone(), vec![filter.normalized()]).await?;
-        screen::remark(&format!("watching {} on {relay}; Ctrl-C ends it", of_whom(&owner, &named)));
+        let filter = filter.normalized();
+        let (says, mut heard) = mpsc::channel(HEARD_MAX);
+        // They end when this command does.
+        let mut feeds = JoinSet::new();
+        let open = async |owner: &mut Owner, relay: &str| {
+            if named.is_empty() {
+                let mut client = owner.connect(relay).await?;
+                owner.directory.learn(&mut client).await?;
+                client.close().await;
+            }
+            let feed = Feed::open(relay, owner.options.clone(), vec![filter.clone()]).await?;
+            feeds.spawn(forward(feed, says.clone()));
+            Ok(())
+        };
+        owner.on_each(&relays, open).await?;
+        drop(says);
+        screen::remark(&format!("watching {} on {}; Ctrl-C ends it", of_whom(&owner, &named), relays.join(" ")));
         let mut view = View::new(owner, named, args.raw, out);
         let mut watch = Watch::default();
-        while let Some(heard) = feed.next().await {
+        while let Some(heard) = heard.recv().await {
             view.hear(heard, &mut watch)?;
         }
-        Err(CliError::new(Kind::Refused, format!("{relay} serves these frames no more"))
+        Err(CliError::new(Kind::Refused, format!("{} serves these frames no more", relays.join(" ")))
             .hint("try another key with --key NAME"))
     })
+}
+
+/// Brings what one relay has to the one who shows it.
+async fn forward(mut feed: Feed, says: mpsc::Sender<Heard>) {
+    while let Some(heard) = feed.next().await {
+        if says.send(heard).await.is_err() {
+            return;
+        }
+    }
 }
 
 fn of_whom(owner: &Owner, named: &[PubKey]) -> String {
@@ -67,15 +90,14 @@ struct View<'o> {
     open: Option<(PubKey, Option<String>)>,
     /// Which launches lead, as they last said.
     roles: BTreeMap<(PubKey, String), bool>,
-    /// From when on a backend's silence is mentioned, by turn.
-    idle_from: BTreeMap<(PubKey, Option<String>), u64>,
+    silences: Silences,
     strangers: u64,
 }
 
 impl<'o> View<'o> {
     fn new(owner: Owner, named: Vec<PubKey>, is_raw: bool, out: &'o mut Output) -> Self {
-        let (open, roles, idle_from) = (None, BTreeMap::new(), BTreeMap::new());
-        Self { owner, named, is_raw, out, open, roles, idle_from, strangers: 0 }
+        let (open, roles, silences) = Default::default();
+        Self { owner, named, is_raw, out, open, roles, silences, strangers: 0 }
     }
 
     fn hear(&mut self, heard: Heard, watch: &mut Watch) -> Result<(), CliError> {
@@ -142,9 +164,11 @@ impl<'o> View<'o> {
             let text = format!("{}{arrow} {}", self.head(item), escape(item.telemetry.payload.as_str()));
             return self.out.line(&text);
         }
+        if !self.silences.is_news(item) {
+            return Ok(());
+        }
         match &item.shown {
             Shown::Text(piece) => return self.text(item, piece),
-            Shown::Alive(alive) if !self.is_idle(item, alive.idle_ms) => return Ok(()),
             Shown::Leadership(status) => {
                 let key = (item.agent, status.instance_id.clone());
                 if self.roles.insert(key, status.is_leader) == Some(status.is_leader) {
@@ -166,18 +190,6 @@ impl<'o> View<'o> {
             json["instanceId"] = json!(item.instance);
         }
         self.out.json_line(&json)
-    }
-
-    fn is_idle(&mut self, item: &Item, idle_ms: u64) -> bool {
-        let key = (item.agent, item.telemetry.turn_id.clone());
-        let from = self.idle_from.get(&key).copied().unwrap_or(IDLE_MS);
-        if idle_ms < from {
-            return false;
-        }
-        // Turns that ended are not looked up again; of those that run there are few.
-        self.idle_from.retain(|(agent, turn), _| *agent != item.agent || *turn == item.telemetry.turn_id);
-        self.idle_from.insert(key, idle_ms.saturating_mul(2));
-        true
     }
 
     /// Pieces of one turn's text run on.
