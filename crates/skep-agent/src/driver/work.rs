@@ -260,8 +260,8 @@ impl<D: Door + 'static> Desk<D> {
         match live.orders.try_send(order) {
             Ok(()) | Err(mpsc::error::TrySendError::Closed(_)) => {}
             // It does not even read orders: the turn's ladder ends it.
-            Err(mpsc::error::TrySendError::Full(order)) => {
-                tracing::warn!(agent = %self.setup.name, channel, ?order, "the backend takes no orders");
+            Err(mpsc::error::TrySendError::Full(_)) => {
+                tracing::warn!(agent = %self.setup.name, "a backend takes no orders");
             }
         }
     }
