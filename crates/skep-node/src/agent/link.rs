@@ -278,9 +278,12 @@ impl Link {
             Err(error) => return Err(Failure::from(error).into()),
         };
         let mut forged = 0;
-        // In parts, so that what is in memory has a bound.
+        // In parts, so that what is in memory has a bound; each in its own order, for the ids tell no times.
         for ids in missing.chunks(IDS_MAX) {
-            for event in fetch_ids(client, ids, &mut forged).await.map_err(Failure::from)?.into_values() {
+            let found = fetch_ids(client, ids, &mut forged).await.map_err(Failure::from)?;
+            let mut events: Vec<VerifiedEvent> = found.into_values().collect();
+            events.sort_by_key(|event| (event.created_at, event.id));
+            for event in events {
                 self.hand(event).await?;
             }
         }

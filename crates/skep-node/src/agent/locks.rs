@@ -183,11 +183,11 @@ impl Locked {
     pub fn write(&self, claim: &LockFile) -> std::io::Result<()> {
         let Some(file) = &self.0 else { return Ok(()) };
         let mut bytes = serde_json::to_vec(claim)?;
-        let length = bytes.len();
-        let old = file.metadata()?.len().min(limits::LEADER_FILE_BYTES_MAX as u64);
-        bytes.resize(length.max(old as usize), b' ');
+        let (length, found) = (bytes.len() as u64, file.metadata()?.len());
+        bytes.resize(length.max(found.min(limits::LEADER_FILE_BYTES_MAX as u64)) as usize, b' ');
         file.write_all_at(&bytes, 0)?;
-        file.set_len(length as u64)
+        // Each change wakes whoever watches: none that is not needed.
+        if found > length { file.set_len(length) } else { Ok(()) }
     }
 
     pub fn truncate(&self) -> std::io::Result<()> {

@@ -27,9 +27,11 @@ fn what_is_asked_while_the_agent_is_away_is_answered_in_order_through_restarts_a
     hive.start(0);
     hive.until_led();
     hive.kill(0);
-    let (key, from) = (hive.agent().pubkey(), now() - mentions as u64);
+    // In a channel no two are of one second; all are of the time since the agent went, or of the minutes before, in
+    // which a clock may be behind.
+    let (key, from) = (hive.agent().pubkey(), now() - (mentions / CHANNELS) as u64);
     // More of one second than the relay gives at once.
-    let at = |n: usize| from + if n < mentions / 3 { 0 } else { n as u64 };
+    let at = |n: usize| from + if n < mentions / 3 { 0 } else { (n / CHANNELS) as u64 };
     let in_one_second = |n: usize| n < mentions / 3;
     let job = |n: usize| {
         // Who comes late knows no order among those of one second: each has a channel of its own.
