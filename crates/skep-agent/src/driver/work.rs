@@ -427,7 +427,7 @@ impl<D: Door + 'static> Desk<D> {
         let Some(trigger) = self.setup.store.trigger_of(id)? else { return Ok(()) };
         let Some(message) = self.setup.store.message(&trigger)? else { return Ok(()) };
         let Some(row) = super::desk::row_of(&message.state) else { return Ok(()) };
-        if !(self.setup.has_leases && said.starts_with("conflict: ")) {
+        if !said.starts_with("conflict: ") {
             tracing::warn!(agent = %self.setup.name, said, "the relay refuses a reply for good");
             let dead = queue::Row { state: queue::State::Dead, reason: said.to_owned(), ..row };
             return self.setup.store.take_back(id, &trigger, &state_of(&dead));
@@ -435,6 +435,9 @@ impl<D: Door + 'static> Desk<D> {
         let again = queue::Row { state: queue::State::Queued, ..row };
         self.setup.store.take_back(id, &trigger, &state_of(&again))?;
         self.tell_queue(queue::Input::Arrived(again.message))?;
+        if let Some(event) = self.answered.remove(&trigger) {
+            return self.tell_queue(queue::Input::AnsweredElsewhere { id: trigger, event });
+        }
         self.unjudged.insert(trigger);
         self.judge(&trigger)
     }
