@@ -273,7 +273,11 @@ impl Queue {
 
     fn bury(&mut self, row: Row, now: UnixMs, reason: &str, out: &mut Vec<Effect>) {
         let id = row.message.id;
-        let text = format!("gave up after {} attempts: {reason}; `skep retry` tries again", row.attempts.max(1));
+        let attempts = match row.attempts {
+            0 | 1 => "one attempt".to_owned(),
+            more => format!("{more} attempts"),
+        };
+        let text = format!("gave up after {attempts}: {reason}; `skep retry` tries again");
         self.finish(row, State::Dead, now, reason, out);
         out.push(Effect::Notice { id, text });
     }

@@ -125,6 +125,8 @@ mod tests {
         let sealed = seal_old(&agent, &owner_key, "grüß dich", [9; 16]).expect("it seals");
         assert!(sealed.contains("?iv=") && !sealed.contains("gr"));
         assert_eq!(open_old(&owner, &agent_key, &sealed).as_deref(), Ok("grüß dich"));
+        let theirs = "Eue3XXPRVzG3uv7QTcGaHw==?iv=0QcbAsKd/KU+CSfTTyVZXg==";
+        assert_eq!(open_old(&owner, &agent_key, theirs).as_deref(), Ok("grüß dich"), "of nostr-tools 2");
         assert_ne!(open_old(&other, &agent_key, &sealed).as_deref(), Ok("grüß dich"));
         for bad in ["", "hello", "?iv=", "aGVsbG8=?iv=AAAA", "AAAA?iv=AAAAAAAAAAAAAAAAAAAAAA=="] {
             assert_eq!(open_old(&owner, &agent_key, bad), Err(SealError::Content), "{bad}");

@@ -120,6 +120,17 @@ mod tests {
         assert_eq!(unwrap(&eve, &wrapped), Err(WrapError::Seal(SealError::Content)));
     }
 
+    #[test]
+    fn what_nostr_tools_wraps_is_opened() {
+        // nostr-tools 2, `nip59.wrapEvent`, from the key of ones to the key of twos.
+        let wrapped = serde_json::from_str(include_str!("../tests/frozen/nostr-tools-wrap.json")).expect("an event");
+        let ((_, ann_key), (bee, bee_key)) = (keys(1), keys(2));
+        let opened = unwrap(&bee, &wrapped).expect("it opens");
+        assert_eq!((opened.kind, opened.pubkey, opened.created_at), (Kind::PRIVATE_MESSAGE, ann_key, 1_700_000_000));
+        assert_eq!(opened.content, "grüß dich\n\"honey\" \\ 🐝");
+        assert_eq!(opened.tags.values("p").collect::<Vec<_>>(), [bee_key.to_hex()]);
+    }
+
     /// A wrap of any text as a seal.
     fn wrap_of(text: &str, to: &PubKey) -> RawEvent {
         let (other, _) = keys(8);

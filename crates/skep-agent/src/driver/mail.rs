@@ -80,13 +80,13 @@ impl<D: Door + 'static> Desk<D> {
         let trigger = claim.resource.as_str().rsplit(':').next().and_then(|id| id.parse().ok());
         match trigger {
             Some(id) if claim.is_final && !self.is_running(&id) => {
-                if !self.setup.store.has_message(&id)? {
-                    // Of one second, the answer may come first.
-                    self.answered.insert(id, event.id);
-                    if self.answered.len() > ANSWERED_MAX {
-                        self.answered.pop_first();
-                    }
+                if self.setup.store.answer_to(&id)? == Some(event.id) {
                     return Ok(());
+                }
+                // Of one second, the answer may come before the message; and ours may be refused later.
+                self.answered.insert(id, event.id);
+                if self.answered.len() > ANSWERED_MAX {
+                    self.answered.pop_first();
                 }
                 self.unjudged.remove(&id);
                 self.tell_queue(queue::Input::AnsweredElsewhere { id, event: event.id })
@@ -252,7 +252,8 @@ impl<D: Door + 'static> Desk<D> {
 /// Seconds that an event may be ahead of our clock: what our own relay allows.
 const AHEAD_SECS_MAX: u64 = 900;
 
-/// Answers that are kept until their messages come: those of one second, of an agent with 16 turns at once.
+/// Answers of others that are kept in case their messages come later, or ours are refused. The id that is lowest goes
+/// first: any may.
 const ANSWERED_MAX: usize = 1_024;
 
 /// What has one turn at a time: a channel, or what one person says outside of any.

@@ -5,7 +5,7 @@
 //! Neighbours: `skep-node` gives it verified events ([`Input`]), a [`Door`] to its home relay, and sends what lies in
 //! the outbox. Must not: decide anything (core does), or publish what is not stored first.
 //!
-//! `desk` the loop's state and the queue's effects · `mail` what an event is · `work` turns · `post` what is published ·
+//! `desk` the loop's state and the queue's effects · `mail` what an event is · `work` turns · `lease` theirs · `post` what is published ·
 //! `earlier` what was said before · `members` who is one · `purse` its budget · `profile` what it says of itself ·
 //! `model` another model · `tell` what only the owner is told · `letter` a message however it came · `sealed` direct
 //! messages · `host` what the machine gives it
@@ -13,6 +13,7 @@
 mod desk;
 mod earlier;
 mod host;
+mod lease;
 mod letter;
 mod mail;
 mod members;

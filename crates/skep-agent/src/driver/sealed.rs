@@ -14,8 +14,8 @@ use skep_store::StoreError;
 use skep_store::agent::TurnRow;
 
 use super::desk::{Desk, Inner};
+use super::lease::turn_resource;
 use super::letter::Form;
-use super::work::turn_resource;
 
 /// What was said in direct messages and may be reacted to: more than the questions that may wait at once.
 const SAID_MAX: usize = 256;

@@ -1,14 +1,14 @@
 //! Turns: from the lease and the journal through the backend to the one outcome.
 
 use skep_core::backend::{AskId, BackendError, Order, Said, Session};
-use skep_core::door::{Accepted, Door};
+use skep_core::door::Door;
 use skep_core::meter::{Measured, Observed};
 use skep_core::permit::{Nonce, Origin};
-use skep_core::queue::{self, Ended, NotStarted};
+use skep_core::queue::{self, Ended};
 use skep_core::turn::{Cancel, Done, Effect, Outcome, Turn, TurnId};
-use skep_proto::lease::{Conflict, Epoch, Op, Request, Resource, granted_epoch};
+use skep_proto::lease::Epoch;
 use skep_proto::time::Moment;
-use skep_proto::{EventId, Prefix, RawEvent, Refusal, limits};
+use skep_proto::{EventId, RawEvent};
 use skep_store::StoreError;
 use skep_store::agent::{SessionRow, TurnEnd, TurnRow};
 use tokio::sync::mpsc;
@@ -16,18 +16,9 @@ use tokio_util::task::AbortOnDropHandle;
 
 use super::desk::{Desk, Inner, Prompt, state_of};
 use super::earlier::Seen;
+use super::lease::turn_resource;
 use super::letter::{Form, Letter};
 use crate::Backend;
-
-/// Seconds that a turn's lease is good for, and milliseconds between renewals: two may fail.
-const LEASE_SECS: u64 = 30;
-const RENEW_MS: u64 = 10_000;
-
-/// Milliseconds until a turn that could not begin for want of the relay's word is tried again.
-const NO_WORD_MS: u64 = 1_000;
-
-/// Why a turn does not begin beside another of its channel or its message.
-const STILL_RUNS: &str = "the turn before it may still run";
 
 /// Backends that are kept though nothing runs on them, beyond those that `parallel` allows to run.
 const IDLE_MAX: usize = 4;
@@ -39,19 +30,19 @@ pub(super) struct Live {
     task: AbortOnDropHandle<()>,
     generation: u64,
     session: Option<Session>,
-    turn: Option<Running>,
+    pub(super) turn: Option<Running>,
     seen: Seen,
     /// By the steady clock.
     used: u64,
 }
 
-struct Running {
-    id: TurnId,
+pub(super) struct Running {
+    pub id: TurnId,
     machine: Turn,
-    trigger: Letter,
-    epoch: Epoch,
-    /// By the steady clock.
-    renewed: u64,
+    pub trigger: Letter,
+    pub epoch: Epoch,
+    /// When its lease was, by the steady clock.
+    pub renewed: u64,
 }
 
 impl Live {
@@ -65,79 +56,7 @@ impl Live {
 }
 
 impl<D: Door + 'static> Desk<D> {
-    /// Asks the relay for the turn's lease. An instance that died may hold it; whoever prompts now takes it over, and
-    /// the epoch keeps the old one out.
-    pub(super) fn take_lease(&mut self, prompt: Prompt) -> Result<(), StoreError> {
-        let look_back = self.look_back(&prompt)?;
-        let inner = self.inner.clone();
-        let after = prompt.after;
-        if !self.setup.has_leases {
-            let answer = Ok(after.map_or(1, |epoch| epoch + 1));
-            tokio::spawn(async move {
-                let earlier = look_back.await;
-                drop(inner.send(Inner::Leased { prompt, answer, earlier }).await);
-            });
-            return Ok(());
-        }
-        let resource = turn_resource(&self.me, &prompt.message.id);
-        let acquire = self.request(&resource, Op::Acquire { ttl_secs: LEASE_SECS });
-        let steal = self.request(&resource, Op::Steal { ttl_secs: LEASE_SECS });
-        let door = std::sync::Arc::clone(&self.door);
-        let lease = async move {
-            let mut answer =
-                if after.is_some() { door.submit(steal.clone()).await } else { door.submit(acquire.clone()).await };
-            if answer.as_ref().is_err_and(is_held) {
-                answer = door.submit(steal).await;
-            }
-            if matches!(&answer, Err(refusal) if refusal.prefix == Prefix::Restricted) {
-                // An agent whose owner did not say that it may take leases over waits until the old one runs out.
-                answer = door.submit(acquire).await;
-            }
-            answer.and_then(epoch_of)
-        };
-        tokio::spawn(async move {
-            let (answer, earlier) = tokio::join!(lease, look_back);
-            // The loop has ended: nobody waits for it.
-            let _ = inner.send(Inner::Leased { prompt, answer, earlier }).await;
-        });
-        Ok(())
-    }
-
-    pub(super) fn request(&self, resource: &Resource, op: Op) -> RawEvent {
-        let request = Request { resource: resource.clone(), op, instance: self.setup.instance.clone() };
-        self.sign(request.draft(self.unix_now()))
-    }
-
-    pub(super) fn leased(
-        &mut self,
-        prompt: Prompt,
-        answer: Result<Epoch, Refusal>,
-        earlier: Vec<RawEvent>,
-    ) -> Result<(), StoreError> {
-        let id = prompt.message.id;
-        let wait = |reason: String, until| NotStarted::Wait { reason, until };
-        let soon = self.unix_ms() + NO_WORD_MS;
-        let why = match answer {
-            Err(refusal) if matches!(Conflict::read(&refusal), Some(Conflict::Completed { .. })) => {
-                NotStarted::Answered(None)
-            }
-            Err(refusal) => wait(refusal.to_string(), soon),
-            Ok(epoch) if prompt.after.is_some_and(|before| epoch <= before) => {
-                wait(STILL_RUNS.into(), self.unix_ms() + limits::RETRY_MS_MIN)
-            }
-            Ok(_) if self.turn_of(&prompt.message.channel).is_some() => {
-                wait(STILL_RUNS.into(), self.unix_ms() + limits::RETRY_MS_MIN)
-            }
-            Ok(epoch) => match self.letter(&id)?.filter(|_| self.is_prompter()) {
-                Some(letter) => return self.begin(prompt, letter, epoch, earlier),
-                None => wait("another instance leads".into(), soon),
-            },
-        };
-        self.budget.cancel(&prompt.turn);
-        self.tell_queue(queue::Input::NotStarted { id, why })
-    }
-
-    fn begin(
+    pub(super) fn begin(
         &mut self,
         prompt: Prompt,
         trigger: Letter,
@@ -427,7 +346,7 @@ impl<D: Door + 'static> Desk<D> {
         let Some(trigger) = self.setup.store.trigger_of(id)? else { return Ok(()) };
         let Some(message) = self.setup.store.message(&trigger)? else { return Ok(()) };
         let Some(row) = super::desk::row_of(&message.state) else { return Ok(()) };
-        if !(self.setup.has_leases && said.starts_with("conflict: ")) {
+        if !said.starts_with("conflict: ") {
             tracing::warn!(agent = %self.setup.name, said, "the relay refuses a reply for good");
             let dead = queue::Row { state: queue::State::Dead, reason: said.to_owned(), ..row };
             self.tell_state(&dead);
@@ -436,32 +355,11 @@ impl<D: Door + 'static> Desk<D> {
         let again = queue::Row { state: queue::State::Queued, ..row };
         self.setup.store.take_back(id, &trigger, &state_of(&again))?;
         self.tell_queue(queue::Input::Arrived(again.message))?;
+        if let Some(event) = self.answered.remove(&trigger) {
+            return self.tell_queue(queue::Input::AnsweredElsewhere { id: trigger, event });
+        }
         self.unjudged.insert(trigger);
         self.judge(&trigger)
-    }
-
-    pub(super) fn renew_leases(&mut self) {
-        let now = self.mono_ms();
-        let is_due = |turn: &&mut Running| now.saturating_sub(turn.renewed) >= RENEW_MS;
-        if !self.setup.has_leases {
-            return;
-        }
-        let mut due = Vec::new();
-        for turn in self.live.values_mut().filter_map(|live| live.turn.as_mut()).filter(is_due) {
-            turn.renewed = now;
-            due.push((turn.id.clone(), turn_resource(&self.me, &turn.trigger.carrier), turn.epoch));
-        }
-        for (turn, resource, epoch) in due {
-            let event = self.request(&resource, Op::Renew { epoch, ttl_secs: LEASE_SECS });
-            let (door, inner) = (std::sync::Arc::clone(&self.door), self.inner.clone());
-            tokio::spawn(async move {
-                let answer = door.submit(event).await;
-                // A lease that ran out while nobody wanted it still has our epoch: only another's ends the turn.
-                if answer.as_ref().is_err_and(is_held) {
-                    let _ = inner.send(Inner::Fenced(turn)).await;
-                }
-            });
-        }
     }
 
     /// Ends the backends that were not used for longest, when there are more than may be kept.
@@ -543,22 +441,6 @@ fn spawn(mut backend: Backend, inner: mpsc::Sender<Inner>, channel: String, gene
         }
     }));
     Live { orders, task, generation, session: None, turn: None, seen: Seen::default(), used: 0 }
-}
-
-fn is_held(refusal: &Refusal) -> bool {
-    matches!(Conflict::read(refusal), Some(Conflict::Held { .. }))
-}
-
-pub(super) fn turn_resource(agent: &skep_proto::PubKey, trigger: &EventId) -> Resource {
-    Resource::new(&format!("turn:{agent}:{trigger}")).expect("invariant: two keys in hex are a resource")
-}
-
-fn epoch_of(accepted: Accepted) -> Result<Epoch, Refusal> {
-    match accepted {
-        Accepted::Answered(text) => granted_epoch(&text),
-        _ => None,
-    }
-    .ok_or_else(|| Prefix::Error.because("the relay granted no lease"))
 }
 
 fn outcome_name(how: &Ended) -> &'static str {

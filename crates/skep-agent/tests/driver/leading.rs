@@ -88,6 +88,38 @@ async fn without_leases_nothing_is_prompted_before_it_is_known_what_has_an_answe
 }
 
 #[tokio::test]
+async fn an_answer_that_lost_to_another_instance_is_taken_back_and_the_others_stands() {
+    let (dir, relay) = (tempfile::tempdir().unwrap(), Arc::new(Relay::without_leases()));
+    let setup = Setup { has_leases: false, ..setup(dir.path(), "a", script("cat >/dev/null; echo done")) };
+    let instance = Instance::start(setup, &relay);
+    instance.pump.abort();
+    instance.tell(PROMPTER).await;
+    instance.tell(Input::CaughtUp).await;
+    let (known, unknown) = (mention(OWNER, "another answered it"), mention(OWNER, "nobody else did"));
+    for event in [&known, &unknown] {
+        instance.event(event).await;
+        until_is(&instance.store, &event.id, "answered").await;
+    }
+    let resource = Resource::new(&format!("turn:{}:{}", pubkey(AGENT), known.id)).unwrap();
+    let claim = Claim { resource, epoch: 1, is_final: true };
+    let theirs = Draft::new(Kind::NOTE, now(), "theirs").tag(claim.tag()).sign(&keys(AGENT), &[0; 32]).raw().clone();
+    instance.event(&theirs).await;
+    for event in [&known, &unknown] {
+        let id = instance.store.answer_to(&event.id).unwrap().unwrap();
+        let delivery = Delivery::Refused("conflict: another instance leads".into());
+        instance.store.delivered(&id, HOME, &delivery).unwrap();
+        instance.tell(Input::Delivered { id, relay: HOME.into(), delivery }).await;
+    }
+    let (reply, flushed) = oneshot::channel();
+    instance.tell(Input::Flushed(reply)).await;
+    flushed.await.unwrap();
+    until_is(&instance.store, &unknown.id, "answered").await;
+    until_is(&instance.store, &known.id, "answered").await;
+    assert_eq!(instance.store.newest_turns(9).unwrap().len(), 3, "one was answered anew, one was left as it was");
+    assert_eq!(instance.store.answer_to(&known.id).unwrap(), None);
+}
+
+#[tokio::test]
 async fn a_refusal_that_nobody_heard_before_the_crash_is_heard_at_the_next_start() {
     let (dir, relay) = (tempfile::tempdir().unwrap(), Arc::new(Relay::default()));
     let start = |instance: &str| {

@@ -94,7 +94,8 @@ impl Generation {
         let (stop_links, stop_outboxes, posted) = Default::default();
         let (mut links, mut outboxes) = (JoinSet::new(), JoinSet::new());
         let connections = start_links(plan, store, &inputs, &lease_news, &stop_links, &mut links);
-        start_outboxes(plan, store, &inputs, &door, &posted, &stop_outboxes, &mut outboxes);
+        let answers = (!has_leases).then(|| lead.clone());
+        start_outboxes(plan, store, &inputs, (&door, answers), &posted, &stop_outboxes, &mut outboxes);
         let handles = Handles { inputs: inputs.downgrade(), lead, door: door.connection(), links: connections };
         let claims = Arc::new(Notify::new());
         links.spawn(claim(Arc::clone(&claims), handles.lead.clone(), stop_links.clone()));
@@ -192,7 +193,7 @@ fn start_outboxes(
     plan: &Plan,
     store: &Arc<AgentStore>,
     inputs: &mpsc::Sender<Input>,
-    home: &RemoteDoor,
+    (home, lead): (&RemoteDoor, Option<Lead>),
     posted: &Arc<Notify>,
     stop: &CancellationToken,
     tasks: &mut JoinSet<()>,
@@ -201,7 +202,9 @@ fn start_outboxes(
     for (n, relay) in plan.relays.iter().enumerate() {
         let door = if n == 0 { home.clone() } else { RemoteDoor::open(relay.clone(), plan.credentials.clone()) };
         let (relay, store, inputs) = (relay.clone(), Arc::clone(store), inputs.downgrade());
-        tasks.spawn(outbox::run(Post { relay, door, store, news: news.clone(), inputs }, stop.clone()));
+        // What the home relay has stands, and may go to the others from wherever it is.
+        let lead = lead.clone().filter(|_| n == 0);
+        tasks.spawn(outbox::run(Post { relay, door, store, lead, news: news.clone(), inputs }, stop.clone()));
     }
     tasks.spawn(carry(Arc::clone(posted), says, Arc::clone(store), stop.clone()));
 }

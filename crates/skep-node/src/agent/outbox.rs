@@ -10,8 +10,10 @@ use std::time::Duration;
 
 use skep_agent::driver::Input;
 use skep_core::door::Accepted;
+use skep_core::leader::Role;
+use skep_proto::lease::Claim;
 use skep_proto::time::UnixMs;
-use skep_proto::{EventId, Prefix, Refusal, limits};
+use skep_proto::{EventId, Kind, Prefix, RawEvent, Refusal, limits};
 use skep_store::agent::{Delivery, Outgoing};
 use skep_store::{AgentStore, StoreError};
 use tokio::sync::{mpsc, watch};
@@ -19,6 +21,7 @@ use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 
 use super::door::{RemoteDoor, read};
+use super::lead::Lead;
 use super::reconnect::{Connection, wait_after};
 use crate::client::Verdict;
 use crate::clock::{unix_now, unix_now_ms};
@@ -35,6 +38,9 @@ const BATCH: u32 = 64;
 /// The longest sleep: a clock that jumps must not keep an event for long.
 const SLEEP_MAX: Duration = Duration::from_secs(60);
 
+/// Until it is asked again who leads.
+const LEAD_WAIT_MS: u64 = 1_000;
+
 /// Between two attempts to use a store that fails.
 const STORE_WAIT: Duration = Duration::from_secs(5);
 
@@ -43,6 +49,8 @@ pub struct Post {
     pub relay: String,
     pub door: RemoteDoor,
     pub store: Arc<AgentStore>,
+    /// Asked before an answer is sent, where no relay sees to it that one answer stands.
+    pub lead: Option<Lead>,
     /// Changes when something was put in.
     pub news: watch::Receiver<u64>,
     /// The driver's; weak, so that the driver's inputs end when the links do.
@@ -109,7 +117,7 @@ impl Post {
             }
             for outgoing in due {
                 let id = outgoing.event.id;
-                let delivery = match expired(&outgoing) {
+                let delivery = match expired(&outgoing).or(self.hold_back(&outgoing.event).await) {
                     Some(delivery) => delivery,
                     None => match self.door.send(outgoing.event).await {
                         Ok(verdict) => judge(&verdict, outgoing.tries),
@@ -119,6 +127,24 @@ impl Post {
                 self.note(id, delivery).await?;
             }
         }
+    }
+
+    /// An answer is sent by the one who leads. Whoever was stopped, and lost the lead meanwhile, must not answer beside
+    /// the one who has it; until that is clear, the answer waits. A relay with leases sees to it by itself.
+    async fn hold_back(&self, event: &RawEvent) -> Option<Delivery> {
+        let lead = self.lead.as_ref()?;
+        // What is in a wrap is not seen from outside.
+        let is_answer =
+            event.kind == Kind::GIFT_WRAP || matches!(Claim::from_event(event), Some(Ok(claim)) if claim.is_final);
+        if !is_answer || lead.may_act().await {
+            return None;
+        }
+        let is_with_another = matches!(lead.standing().borrow().role, Role::Follows(Some(_)));
+        let said = "conflict: another instance leads".to_owned();
+        Some(match is_with_another {
+            true => Delivery::Refused(said),
+            false => Delivery::Later { due_ms: unix_now_ms() + LEAD_WAIT_MS, said: "it is not clear who leads".into() },
+        })
     }
 
     /// Records a relay's word, then tells it.

@@ -3,9 +3,14 @@
 use std::sync::Arc;
 
 use skep_agent::driver::{INPUTS_MAX, Input};
+use skep_core::leader::{LockFile, Mode, Role};
 use skep_node::agent::door::RemoteDoor;
+use skep_node::agent::lead::{Lead, Settings};
+use skep_node::agent::locks::Locks;
 use skep_node::agent::outbox::{self, Post};
-use skep_node::clock::unix_now;
+use skep_node::clock::{unix_now, unix_now_ms};
+use skep_proto::lease::{Claim, Resource};
+use skep_proto::time::Moment;
 use skep_proto::{Draft, Filter, Kind, RawEvent};
 use skep_store::AgentStore;
 use skep_store::agent::Delivery;
@@ -27,12 +32,16 @@ struct Posted {
 
 impl Posted {
     fn start(hive: &Hive) -> Self {
+        Self::led(hive, None)
+    }
+
+    fn led(hive: &Hive, lead: Option<Lead>) -> Self {
         let store = Arc::new(AgentStore::open(&hive.dir().join("agent.db")).unwrap());
         let (news, changes) = watch::channel(0);
         let (sender, inputs) = mpsc::channel(INPUTS_MAX);
         let (door, stop) = (RemoteDoor::open(hive.url(), hive.credentials()), CancellationToken::new());
         let (kept, relay) = (Arc::clone(&store), hive.url());
-        let post = Post { relay: relay.clone(), door, store: kept, news: changes, inputs: sender.downgrade() };
+        let post = Post { relay: relay.clone(), door, store: kept, lead, news: changes, inputs: sender.downgrade() };
         tokio::spawn(outbox::run(post, stop.clone()));
         Self { store, relay, news, inputs, _sender: sender, stop }
     }
@@ -93,4 +102,46 @@ async fn what_a_relay_refuses_for_good_is_not_sent_again_and_holds_up_nothing() 
     assert!(matches!(&told[1].1, Delivery::Refused(said) if said.starts_with("not sent:")), "{told:?}");
     assert_eq!(told[2..], taken(&[good]));
     assert_eq!(posted.store.outbox_len().unwrap(), (0, 2));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn where_no_relay_sees_to_it_an_answer_is_not_sent_beside_the_one_who_leads() {
+    let hive = Hive::start().await;
+    let locks = Locks::open(&hive.dir().join("locks"), &hive.agent.pubkey()).unwrap();
+    let (sender, _inputs) = mpsc::channel(16);
+    let settings = Settings {
+        instance: locks.new_instance().unwrap(),
+        locks: locks.clone(),
+        mode: Mode::Auto,
+        lease: None,
+        news: mpsc::channel(1).1,
+        inputs: sender.downgrade(),
+    };
+    let lead = Lead::start(settings).unwrap();
+    let mut standing = lead.standing();
+    let leads = standing.wait_for(|now| matches!(now.role, Role::Prompter(_)));
+    timeout(PATIENCE, leads).await.expect("in time").unwrap();
+    let mut posted = Posted::led(&hive, Some(lead));
+    // While we were stopped, another program took the lead.
+    let other = LockFile {
+        instance_id: "other".into(),
+        pid: std::process::id(),
+        claimed_at: Moment(unix_now_ms()),
+        holds: false,
+    };
+    locks.lock().write(&other).unwrap();
+    let resource = Resource::new(&format!("turn:{}:{}", hive.agent.pubkey(), "ab".repeat(32))).unwrap();
+    let claim = Claim { resource, epoch: 1, is_final: true };
+    let answer = hive.agent.sign(Draft::new(Kind::NOTE, unix_now(), "an answer").tag(claim.tag())).raw().clone();
+    let word = hive.reply("not an answer");
+    posted.put(&[answer.clone(), word.clone()]);
+    let mut told = Vec::new();
+    while told.len() < 2 {
+        told.extend(
+            posted.told(1).await.into_iter().filter(|(_, delivery)| !matches!(delivery, Delivery::Later { .. })),
+        );
+    }
+    told.sort_by_key(|(id, _)| *id != word.id.to_hex());
+    assert_eq!(told[0], (word.id.to_hex(), Delivery::Taken));
+    assert_eq!(told[1], (answer.id.to_hex(), Delivery::Refused("conflict: another instance leads".into())));
 }
