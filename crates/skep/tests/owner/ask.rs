@@ -342,3 +342,19 @@ fn an_owner_with_agents_on_several_relays_sees_all_of_them() {
     assert!(ran.stderr.contains(" is left out: ") && ran.stdout.contains("scout"), "{}", ran.stderr);
     assert!(!ran.stdout.contains("critic"));
 }
+
+#[test]
+fn questions_of_several_agents_are_asked_one_after_the_other() {
+    let mut hive = Hive::new(&[demo("scout"), demo("critic")]);
+    hive.run_agents("home");
+    let (child, mut terminal) = on_a_terminal(&hive, &["ask", "@scout", "@critic", "write both.txt"]);
+    hive.cards(2);
+    let first = shown_until(&mut terminal, "allow? [y/n]");
+    terminal.write_all(b"y\n").unwrap();
+    let second = shown_until(&mut terminal, "allow? [y/n]");
+    terminal.write_all(b"n\n").unwrap();
+    let asks = |shown: &str, name: &str| shown.contains(&format!("{name} asks for a permission"));
+    assert!(asks(&first, "@scout") != asks(&second, "@scout"), "{first}\n{second}");
+    let stdout = String::from_utf8(child.wait_with_output().unwrap().stdout).unwrap();
+    assert!(stdout.contains("I wrote both.txt.") && stdout.contains("You said no"), "{stdout}");
+}

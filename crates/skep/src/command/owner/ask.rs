@@ -1,6 +1,6 @@
 //! `skep ask`: a message, what comes of it as it comes, and the answer.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, VecDeque};
 use std::io::{self, IsTerminal};
 use std::time::Duration;
 
@@ -67,6 +67,7 @@ pub fn run(args: &AskArgs, out: &mut Output) -> Result<(), CliError> {
             out,
             letters: BTreeSet::new(),
             silences: Silences::default(),
+            questions: VecDeque::new(),
         };
         talk.run(feed, args, until).await
     })
@@ -109,6 +110,8 @@ struct Talk<'o> {
     /// Wraps that were opened: opening costs.
     letters: BTreeSet<EventId>,
     silences: Silences,
+    /// Cards that wait for a person here; the first is being asked.
+    questions: VecDeque<(PubKey, Card)>,
 }
 
 impl Talk<'_> {
@@ -121,7 +124,6 @@ impl Talk<'_> {
         ));
         let mut watch = Watch::default();
         let mut typed = self.typist();
-        let mut question: Option<(PubKey, Card)> = None;
         let mut silence = Some(Instant::now() + SILENCE);
         while self.fate.waiting().next().is_some() {
             let steps = tokio::select! {
@@ -129,8 +131,8 @@ impl Talk<'_> {
                     Some(heard) => self.hear(heard, &mut watch),
                     None => return Err(self.unheard()),
                 },
-                line = next_line(&mut typed), if question.is_some() => {
-                    self.type_answer(line, &mut question, &mut typed).await;
+                line = next_line(&mut typed), if !self.questions.is_empty() => {
+                    self.type_answer(line, &mut typed).await?;
                     continue;
                 }
                 () = sleep_until(silence.unwrap_or(until)), if silence.is_some() => {
@@ -141,7 +143,7 @@ impl Talk<'_> {
                 () = sleep_until(until) => return Err(self.out_of_time(args)),
             };
             for (agent, step) in steps {
-                self.take(agent, step, typed.is_some(), &mut question).await?;
+                self.take(agent, step, typed.is_some()).await?;
             }
         }
         self.aside.end_text();
@@ -195,13 +197,7 @@ impl Talk<'_> {
     }
 
     /// Shows one step.
-    async fn take(
-        &mut self,
-        agent: PubKey,
-        step: Step,
-        can_type: bool,
-        question: &mut Option<(PubKey, Card)>,
-    ) -> Result<(), CliError> {
+    async fn take(&mut self, agent: PubKey, step: Step, can_type: bool) -> Result<(), CliError> {
         let who = self.label(&agent);
         match step {
             Step::Reading => self.tell(&agent, "reading", "", &format!("👀 {who} reads it"))?,
@@ -211,17 +207,26 @@ impl Talk<'_> {
             }
             Step::Live(item) => self.live(&who, &item)?,
             Step::Asks(card) => {
-                self.show_card(&agent, &card, can_type)?;
-                if can_type && question.is_none() {
-                    *question = Some((agent, *card));
+                if !can_type {
+                    self.show_card(&agent, &card, false)?;
+                } else {
+                    self.questions.push_back((agent, *card));
+                    if self.questions.len() == 1 {
+                        self.ask_next()?;
+                    }
                 }
             }
             Step::Decided { event, was_answered } => {
                 let how = if was_answered { "it was answered" } else { "it ran out, and counts as rejected" };
-                if question.take_if(|(_, card)| card.event == event).is_some() {
-                    self.aside.must_line("");
+                let is_asked = self.questions.front().is_some_and(|(_, card)| card.event == event);
+                self.questions.retain(|(_, card)| card.event != event);
+                if is_asked {
+                    self.aside.asked(false);
                 }
                 self.tell(&agent, "decided", how, &format!("🔐 {who}: {how}"))?;
+                if is_asked {
+                    self.ask_next()?;
+                }
             }
             Step::Over(End::Answered) => {
                 self.aside.end_text();
@@ -292,7 +297,7 @@ impl Talk<'_> {
             self.aside.must_line(&format!("  {line}"));
         }
         if can_type {
-            self.aside.prompt("allow? [y/n] ");
+            self.aside.ask("allow? [y/n] ");
         } else {
             let mend = format!("  skep approve {nonce}   or   skep deny {nonce}   or react to the card with 👍 or 👎");
             self.aside.must_line(&mend);
@@ -320,21 +325,25 @@ impl Talk<'_> {
     async fn type_answer(
         &mut self,
         line: Option<String>,
-        question: &mut Option<(PubKey, Card)>,
         typed: &mut Option<mpsc::Receiver<String>>,
-    ) {
+    ) -> Result<(), CliError> {
         let Some(line) = line else {
             // The terminal is gone; the card can be answered elsewhere.
             *typed = None;
-            *question = None;
-            return;
+            self.aside.asked(false);
+            self.questions.clear();
+            return Ok(());
         };
         let is_yes = match line.trim().to_lowercase().as_str() {
             "y" | "yes" => true,
             "n" | "no" => false,
-            _ => return self.aside.prompt("y allows it, n rejects it: "),
+            _ => {
+                self.aside.ask("y allows it, n rejects it: ");
+                return Ok(());
+            }
         };
-        let Some((agent, card)) = question.take() else { return };
+        self.aside.asked(true);
+        let Some((agent, card)) = self.questions.pop_front() else { return Ok(()) };
         let (options, keys) = (self.owner.options.clone(), self.owner.keys.clone());
         let decided = cards::decide(&self.relay, &options, &keys, &agent, &card.tag, is_yes).await;
         match decided {
@@ -343,6 +352,13 @@ impl Talk<'_> {
             Ok(status) => self.aside.must_line(&format!("the answer did not count: {}", status.as_str())),
             Err(error) => self.aside.must_line(&format!("the answer may not have arrived: {error}")),
         }
+        self.ask_next()
+    }
+
+    /// Shows the next open question to whoever types.
+    fn ask_next(&mut self) -> Result<(), CliError> {
+        let Some((agent, card)) = self.questions.front().cloned() else { return Ok(()) };
+        self.show_card(&agent, &card, true)
     }
 
     fn say_silence(&mut self) {
