@@ -5,7 +5,7 @@
 use std::collections::{BTreeMap, VecDeque};
 
 use serde::{Deserialize, Serialize};
-use skep_proto::{PubKey, Timestamp, limits};
+use skep_proto::{Filter, Kind, PubKey, RawEvent, Timestamp, limits};
 
 /// The setting `respond_to`. The owner may always prompt, but for `nobody`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -81,6 +81,23 @@ pub enum Loop {
     Hops,
     #[error("these two agents had {} turns in an hour", limits::PAIR_TURNS_PER_HOUR_MAX)]
     Pair,
+}
+
+/// What to ask the home relay about its members, and those of a group (NIP-43, NIP-29). Lists of others than the relay
+/// itself are anybody's claims.
+pub fn member_filters(relay: PubKey, group: Option<&str>) -> Vec<Filter> {
+    let list = |kind| Filter { kinds: Some(vec![kind]), authors: Some(vec![relay]), limit: Some(1), ..Filter::new() };
+    let group = group.map(|group| Filter { tags: vec![(b'd', vec![group.to_owned()])], ..list(Kind::GROUP_MEMBERS) });
+    [list(Kind::MEMBER_LIST)].into_iter().chain(group).collect()
+}
+
+/// Whether a key is in one of the lists that the relay gave; of each, the newest counts.
+pub fn is_listed(lists: &[RawEvent], key: &PubKey) -> bool {
+    let newest = |kind| lists.iter().filter(|list| list.kind == kind).max_by_key(|list| list.created_at);
+    let hex = key.to_hex();
+    [(Kind::MEMBER_LIST, "member"), (Kind::GROUP_MEMBERS, "p")]
+        .into_iter()
+        .any(|(kind, tag)| newest(kind).is_some_and(|list| list.tags.values(tag).any(|value| value == hex)))
 }
 
 /// The rule of one agent.
@@ -270,6 +287,28 @@ mod tests {
         loops.count(AGENT, &agent, 3_600);
         loops.allow(AGENT, &OTHER);
         assert_eq!(loops.judge(AGENT, &agent, 0, 3_600), Verdict::Admit, "the owner allowed it");
+    }
+
+    #[test]
+    fn the_newest_lists_of_the_relay_say_who_is_a_member() {
+        let list = |kind: Kind, at: Timestamp, tag: &str, key: &PubKey| RawEvent {
+            id: skep_proto::EventId([at as u8; 32]),
+            pubkey: OWNER,
+            created_at: at,
+            kind,
+            tags: skep_proto::Tags::from_iter([[tag, &key.to_hex()]]),
+            content: String::new(),
+            sig: skep_proto::Sig([0; 64]),
+        };
+        assert!(!is_listed(&[], &OTHER));
+        let (old, new) = (list(Kind::MEMBER_LIST, 1, "member", &OTHER), list(Kind::MEMBER_LIST, 2, "member", &AGENT));
+        assert!(is_listed(std::slice::from_ref(&old), &OTHER));
+        assert!(!is_listed(&[old, new.clone()], &OTHER), "who left is in an older list");
+        assert!(is_listed(&[new, list(Kind::GROUP_MEMBERS, 1, "p", &OTHER)], &OTHER), "a member of the group");
+        assert!(!is_listed(&[list(Kind::NOTE, 1, "p", &OTHER)], &OTHER));
+        let filters = member_filters(OWNER, Some("bees"));
+        assert!(filters.iter().all(|filter| filter.authors == Some(vec![OWNER])), "by the relay itself");
+        assert_eq!((filters.len(), member_filters(OWNER, None).len()), (2, 1));
     }
 
     #[test]

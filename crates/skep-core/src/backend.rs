@@ -55,6 +55,8 @@ pub struct Session {
     /// What the program calls itself, with its version.
     pub program: String,
     pub model: Option<String>,
+    /// The models that it offers, by its own names. Empty: it does not let anybody choose, or does not say.
+    pub models: Vec<String>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -11,6 +11,7 @@ mod account;
 use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
+use skep_proto::time::Moment;
 use skep_proto::{PubKey, Timestamp};
 
 pub use account::{Amount, Charge};
@@ -48,8 +49,20 @@ pub enum Limit {
     TurnsPerHour,
 }
 
+impl Limit {
+    /// The setting's name.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::UsdPerDay => "usd_per_day",
+            Self::TokensPerDay => "tokens_per_day",
+            Self::TurnsPerHour => "turns_per_hour",
+        }
+    }
+}
+
 /// Why a turn may not begin now.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("budget: {} is used up until {}", .limit.as_str(), Moment::from_secs(*.until))]
 pub struct Exhausted {
     pub scope: Scope,
     pub limit: Limit,
@@ -78,11 +91,19 @@ impl Budget {
         self.limits.insert(scope, limits);
     }
 
-    /// What a turn used before this start, oldest first.
-    pub fn restore(&mut self, charge: &Charge) {
+    /// A turn of before this start, oldest first: when it began, what it was charged with, what of that was known.
+    pub fn restore(&mut self, began: Timestamp, charge: &Charge, known: Spent) {
         for scope in charge.scopes() {
-            self.accounts.entry(scope).or_default().settle(charge, charge.spent);
+            let account = self.accounts.entry(scope).or_default();
+            account.begin(began);
+            account.settle(charge, charge.spent);
+            account.remember(known.usd.and_then(micros), known.tokens);
         }
+    }
+
+    /// What is set aside for a turn.
+    pub fn reserved(&self, turn: &TurnId) -> Option<&Charge> {
+        self.reserved.get(turn)
     }
 
     /// Sets money aside for a turn, in every scope or in none.

@@ -25,6 +25,8 @@ pub struct Observation {
 #[derive(Debug)]
 pub struct Frames {
     agent_index: Option<u32>,
+    /// The launch that counts, said once a frame.
+    instance: Option<String>,
     next_seq: u64,
     /// Each with its JSON's length.
     waiting: VecDeque<(Telemetry, usize)>,
@@ -34,15 +36,24 @@ pub struct Frames {
     sent_at: Option<Moment>,
 }
 
-/// Bytes of a batch around its items: its own number, time, kind and count.
-const BATCH_BYTES: usize = 192;
+/// Bytes of a batch around its items: its own number, time, kind, count and instance.
+const BATCH_BYTES: usize = 224 + limits::LEASE_INSTANCE_BYTES_MAX;
 
 const _: () = assert!(limits::FRAME_ITEM_BYTES_MAX + BATCH_BYTES <= limits::SEALED_BYTES_MAX);
 
 impl Frames {
     /// `first_seq` must be larger than any number of an earlier start: a time in milliseconds is.
     pub fn new(agent_index: Option<u32>, first_seq: u64) -> Self {
-        Self { agent_index, next_seq: first_seq, waiting: VecDeque::new(), bytes: 0, dropped: 0, sent_at: None }
+        let waiting = VecDeque::new();
+        Self { agent_index, instance: None, next_seq: first_seq, waiting, bytes: 0, dropped: 0, sent_at: None }
+    }
+
+    /// With the name of this launch, at most [`limits::LEASE_INSTANCE_BYTES_MAX`] bytes of it.
+    #[must_use]
+    pub fn of_instance(mut self, instance: &str) -> Self {
+        let end = instance.floor_char_boundary(limits::LEASE_INSTANCE_BYTES_MAX);
+        self.instance = Some(instance[..end].to_owned());
+        self
     }
 
     pub fn dropped(&self) -> u64 {
@@ -78,12 +89,13 @@ impl Frames {
         }
         let events = self.take_fitting();
         self.sent_at = Some(now);
-        let frame = if self.dropped == 0 && events.len() == 1 {
+        let mut frame = if self.dropped == 0 && events.len() == 1 {
             events.into_iter().next()?
         } else {
             let payload = Payload::of(&Batch { events, dropped: self.dropped });
             self.number(now, Observation { kind: TelemetryKind::Batch, ..Observation::of(payload) })
         };
+        frame.instance_id.clone_from(&self.instance);
         frame.to_json().ok()
     }
 
@@ -117,6 +129,7 @@ impl Frames {
             timestamp: now,
             kind,
             agent_index: self.agent_index,
+            instance_id: None,
             channel_id,
             session_id,
             turn_id,

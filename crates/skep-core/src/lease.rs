@@ -1,7 +1,7 @@
 //! Leases: the ledger's decisions. Whoever holds the rows calls these inside one transaction.
 
 use skep_proto::attestation::Attestation;
-use skep_proto::lease::{Claim, Lease, Op, Request, Resource};
+use skep_proto::lease::{Claim, Conflict, Lease, Op, Request, Resource};
 use skep_proto::{Kind, Prefix, PubKey, RawEvent, Refusal, Timestamp};
 
 use crate::World;
@@ -118,16 +118,17 @@ fn decide(now: Timestamp, current: Option<&Lease>, holder: PubKey, request: &Req
         completed: false,
         noted_at: noted_at(now, current),
     };
-    if current.is_some_and(|lease| lease.completed) {
-        return Err(Prefix::Conflict.because("completed: this lease has ended for ever"));
+    let is_completing = matches!(request.op, Op::Complete { .. });
+    if let Some(Lease { epoch, .. }) = current.filter(|lease| lease.completed && !is_completing) {
+        return Err(Conflict::Completed { epoch: *epoch }.refusal());
     }
     match (request.op, current) {
         (Op::Acquire { ttl_secs }, None) => Ok(next(1, ttl_secs)),
         (Op::Acquire { ttl_secs }, Some(lease)) if !lease.is_held(now) => Ok(next(lease.epoch + 1, ttl_secs)),
         (Op::Acquire { ttl_secs }, Some(lease)) if is_mine(lease, holder, request) => Ok(next(lease.epoch, ttl_secs)),
-        (Op::Acquire { .. }, Some(lease)) => Err(held(lease)),
+        (Op::Acquire { .. }, Some(lease)) => Err(Conflict::held(lease).refusal()),
         (Op::Steal { ttl_secs }, lease) => Ok(next(lease.map_or(1, |lease| lease.epoch + 1), ttl_secs)),
-        (_, None) => Err(Prefix::Conflict.because("nobody holds this lease")),
+        (_, None) => Err(Conflict::Nobody.refusal()),
         (Op::Renew { epoch, ttl_secs }, Some(lease)) => {
             let lease = check_mine(now, lease, holder, request, epoch)?;
             Ok(next(lease.epoch, ttl_secs))
@@ -136,11 +137,18 @@ fn decide(now: Timestamp, current: Option<&Lease>, holder: PubKey, request: &Req
             let lease = check_mine(now, lease, holder, request, epoch)?;
             Ok(Lease { expires_at: now, noted_at: noted_at(now, current), ..lease.clone() })
         }
-        (Op::Complete { epoch }, Some(lease)) => {
-            let lease = check_mine(now, lease, holder, request, epoch)?;
-            Ok(Lease { completed: true, noted_at: noted_at(now, current), ..lease.clone() })
-        }
+        (Op::Complete { epoch }, Some(lease)) => complete(now, lease, holder, epoch),
     }
+}
+
+/// As with a claim on an event ([`check_claim`]), the key and the epoch decide: an epoch was given to one instance
+/// only, and one that starts again has another name. Whoever completed it and did not hear so may ask again.
+fn complete(now: Timestamp, lease: &Lease, holder: PubKey, epoch: u64) -> Result<Lease, Refusal> {
+    if lease.holder == holder && lease.epoch == epoch {
+        let noted_at = if lease.completed { lease.noted_at } else { noted_at(now, Some(lease)) };
+        return Ok(Lease { completed: true, noted_at, ..lease.clone() });
+    }
+    Err(if lease.completed { Conflict::Completed { epoch: lease.epoch } } else { Conflict::held(lease) }.refusal())
 }
 
 /// Later than the state event before it, so that the newest state is the one that is kept.
@@ -161,13 +169,13 @@ fn check_mine<'a>(
     epoch: u64,
 ) -> Result<&'a Lease, Refusal> {
     if !lease.is_held(now) {
-        return Err(Prefix::Conflict.because(format!("expired: epoch={} expires={}", lease.epoch, lease.expires_at)));
+        return Err(Conflict::Expired { epoch: lease.epoch, expires_at: lease.expires_at }.refusal());
     }
-    if is_mine(lease, holder, request) && lease.epoch == epoch { Ok(lease) } else { Err(held(lease)) }
-}
-
-fn held(lease: &Lease) -> Refusal {
-    Prefix::Conflict.because(format!("held by {} epoch={} expires={}", lease.instance, lease.epoch, lease.expires_at))
+    if is_mine(lease, holder, request) && lease.epoch == epoch {
+        Ok(lease)
+    } else {
+        Err(Conflict::held(lease).refusal())
+    }
 }
 
 /// Whether an event may act under its claim; `Some` with the completed lease when it ends it.
@@ -262,6 +270,24 @@ mod tests {
         assert!(ask(&mut ledger, 999, "c", ACQUIRE).is_err(), "completed for ever");
     }
 
+    #[test]
+    fn a_lease_is_completed_by_its_epoch_also_late_and_again_and_then_by_no_other() {
+        let mut ledger = Rows(Table::default());
+        let complete = |ledger: &mut Rows<Table>, now, instance: &str, epoch| {
+            ask(ledger, now, instance, Op::Complete { epoch }).map(|lease| lease.completed)
+        };
+        assert!(complete(&mut ledger, 100, "a", 1).is_err(), "nobody holds it");
+        assert!(ask(&mut ledger, 100, "a", ACQUIRE).is_ok());
+        assert!(ask(&mut ledger, 101, "b", Op::Steal { ttl_secs: TTL }).is_ok());
+        let refusal = complete(&mut ledger, 102, "a", 1).expect_err("it was taken over");
+        assert_eq!(Conflict::read(&refusal), Some(Conflict::Held { instance: "b".into(), epoch: 2, expires_at: 111 }));
+        assert_eq!(complete(&mut ledger, 500, "b, started again", 2), Ok(true), "expired, and nobody's");
+        assert_eq!(complete(&mut ledger, 501, "b, started again", 2), Ok(true), "the answer was lost");
+        let refusal = complete(&mut ledger, 502, "a", 1).expect_err("another ended it");
+        assert_eq!(Conflict::read(&refusal), Some(Conflict::Completed { epoch: 2 }));
+        assert!(ask(&mut ledger, 999, "b", ACQUIRE).is_err());
+    }
+
     fn any_op() -> impl Strategy<Value = Op> {
         prop_oneof![
             Just(ACQUIRE),
@@ -287,8 +313,8 @@ mod tests {
                 if let Ok(lease) = ask(&mut ledger, now, &instance, op) {
                     prop_assert!(lease.epoch >= newest);
                     newest = lease.epoch;
-                    let first = holder_of.entry(lease.epoch).or_insert_with(|| instance.clone());
-                    prop_assert_eq!(&*first, &instance);
+                    let first = holder_of.entry(lease.epoch).or_insert_with(|| lease.instance.clone());
+                    prop_assert_eq!(&*first, &lease.instance);
                 }
             }
         }

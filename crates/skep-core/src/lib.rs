@@ -9,7 +9,9 @@ pub mod audience;
 pub mod backend;
 pub mod budget;
 pub mod door;
+pub mod fate;
 pub mod frames;
+pub mod health;
 pub mod hll;
 pub mod intake;
 pub mod leader;
@@ -24,6 +26,7 @@ pub mod session;
 pub mod subs;
 pub mod turn;
 pub mod usage;
+pub mod watch;
 pub mod world;
 
 pub use access::{Readers, may_read, may_read_all};

@@ -93,12 +93,16 @@ pub struct PriceTable {
     /// `2026-11-01`.
     pub date: String,
     pub rows: Vec<(PricingIdentity, Price)>,
+    /// Of whoever is not in the list.
+    #[serde(default)]
+    pub others: Option<Price>,
 }
 
 impl PriceTable {
     /// What these counters cost by the list. `None` without a price, or when input or output is unknown.
-    fn estimate(&self, identity: &PricingIdentity, counters: &Counters) -> Option<f64> {
-        let (_, price) = self.rows.iter().find(|(row, _)| row == identity)?;
+    fn estimate(&self, identity: Option<&PricingIdentity>, counters: &Counters) -> Option<f64> {
+        let listed = self.rows.iter().find(|(row, _)| Some(row) == identity).map(|(_, price)| price);
+        let price = listed.or(self.others.as_ref())?;
         let (input, output) = (counters.input?, counters.output?);
         let (read, write) = (counters.cache_read.unwrap_or(0), counters.cache_write.unwrap_or(0));
         let plain = input.saturating_sub(read.saturating_add(write));
@@ -163,6 +167,22 @@ impl Meter {
         }
     }
 
+    /// What a running turn has cost so far in US dollars; `None`: nobody knows.
+    pub fn cost(
+        &self,
+        session: Option<&str>,
+        observed: &Observed,
+        pricing: Option<&PricingIdentity>,
+        prices: Option<&PriceTable>,
+    ) -> Option<f64> {
+        let baseline = session.and_then(|id| self.series.get(id)).map_or(Baseline::Unknown, |series| series.baseline);
+        let (mut counters, _) = of_turn(observed, baseline);
+        if counters.cost_usd.is_none() {
+            settle_cost(&mut counters, None, pricing, prices);
+        }
+        counters.cost_usd
+    }
+
     /// The metric of a turn that ended, and the series to store before it is published. `None`: nothing was observed.
     pub fn measure(&mut self, turn: Measured, prices: Option<&PriceTable>) -> Option<(TurnMetric, Option<Series>)> {
         let series = turn.session.as_ref().and_then(|id| self.series.get_mut(id));
@@ -184,6 +204,8 @@ impl Meter {
             stop_reason: Some(turn.stop),
             pricing_identity: turn.pricing,
             cost_basis,
+            triggering_event_ids: Vec::new(),
+            root_event_id: None,
         };
         if !metric.turn.is_observed() && metric.cumulative.is_none() {
             return None;
@@ -252,7 +274,7 @@ fn settle_cost(
         return Some(CostBasis::Reported);
     }
     let prices = prices?;
-    turn.cost_usd = Some(prices.estimate(identity?, turn)?);
+    turn.cost_usd = Some(prices.estimate(identity, turn)?);
     Some(prices.basis())
 }
 

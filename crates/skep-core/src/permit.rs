@@ -140,6 +140,11 @@ impl Permits {
         }
     }
 
+    /// Whether an event is a card of ours, open or decided.
+    pub fn knows(&self, event: &EventId) -> bool {
+        self.nonce_of(event).is_some()
+    }
+
     /// Somebody answers. The status is what they are told.
     pub fn decide(&mut self, now_ms: u64, answered: &Answer) -> (Status, Vec<Effect>) {
         let (nonce, option) = match self.find(answered) {

@@ -4,6 +4,8 @@
 //! is data between two lines that bear the prompt's boundary; whoever wrote the text could not know the boundary.
 //! Must not: put a text from outside into the system text, or let a control character through unseen.
 
+pub mod earlier;
+
 use std::fmt::Write as _;
 
 use skep_proto::time::Moment;

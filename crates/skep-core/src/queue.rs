@@ -197,7 +197,8 @@ impl Queue {
                 let Some(row) = self.lanes.get_mut(&id) else { return };
                 row.retry_at = Some(until);
                 row.enter(State::Queued, now, &reason);
-                out.push(Effect::Store(row.clone()));
+                // After a restart it is tried at once: what it waits for may be set otherwise.
+                out.push(Effect::Store(Row { retry_at: None, ..row.clone() }));
             }
         }
     }
@@ -228,6 +229,8 @@ impl Queue {
     fn end_row(&mut self, now: UnixMs, random: u64, mut row: Row, how: &Ended, out: &mut Vec<Effect>) {
         match how {
             Ended::Answered(event) => self.finish(row, State::Answered { event: *event }, now, "", out),
+            // Once more would cost as much once more.
+            Ended::Cancelled(why @ Cancel::Budget) => self.bury(row, now, why.as_str(), out),
             Ended::Cancelled(why) if why.gives_up() => self.finish(row, State::Refused, now, why.as_str(), out),
             Ended::Cancelled(why) => self.requeue(row, now, now, why.as_str(), out),
             Ended::TooLong => self.bury(row, now, "the turn took longer than a turn may", out),
@@ -238,9 +241,10 @@ impl Queue {
             }
             Ended::Failed(error @ (BackendError::Auth(_) | BackendError::Quota(_))) => {
                 let reason = error.to_string();
+                let id = row.message.id;
                 self.paused = Some(reason.clone());
                 self.requeue(row, now, now, &reason, out);
-                out.push(Effect::PauseAgent(reason));
+                out.push(Effect::PauseAgent { id, reason });
             }
             Ended::Failed(error @ BackendError::Busy { retry_after_secs: Some(secs) }) => {
                 self.busy_until = self.busy_until.max(now.saturating_add(secs.saturating_mul(1_000)));

@@ -78,6 +78,16 @@ impl Turn {
         (turn, out)
     }
 
+    /// What it has used so far, as far as it was told.
+    pub fn observed(&self) -> &Observed {
+        &self.observed
+    }
+
+    /// Whether it was told to end, and has not yet.
+    pub fn is_ending(&self) -> bool {
+        self.ending.is_some() && !self.is_over
+    }
+
     pub fn is_over(&self) -> bool {
         self.is_over
     }

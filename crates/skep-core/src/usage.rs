@@ -129,6 +129,8 @@ pub struct Sum {
 pub struct Total {
     pub turns: u64,
     pub input: Sum,
+    /// Parts of the input that came from a cache.
+    pub cached: Sum,
     pub output: Sum,
     pub total: Sum,
     pub reported_usd: f64,
@@ -151,6 +153,7 @@ impl Total {
     pub fn add(&mut self, spent: &Spent) {
         self.turns += 1;
         self.input.add(spent.counters.input);
+        self.cached.add(spent.counters.cache_read);
         self.output.add(spent.counters.output);
         self.total.add(spent.counters.total);
         match (spent.counters.cost_usd, &spent.reading.metric.cost_basis) {
@@ -199,6 +202,8 @@ mod tests {
             stop_reason: None,
             pricing_identity: None,
             cost_basis: None,
+            triggering_event_ids: Vec::new(),
+            root_event_id: None,
         };
         Reading { event: EventId([id; 32]), agent: PubKey([1; 32]), metric }
     }

@@ -4,6 +4,7 @@
 //! on the way when there are credentials. What a relay sends is believed only as far as it verifies.
 //! Lifetime: dropped, the connection closes. Must not: print, or hold a message that nobody asked for.
 
+mod date;
 mod dial;
 mod error;
 mod management;
@@ -23,9 +24,10 @@ use url::Url;
 use crate::clock::unix_now;
 use crate::keys::Keys;
 
+pub use date::date;
 pub use dial::parse_relay_url;
 pub use error::ClientError;
-pub use management::management;
+pub use management::{information, management};
 pub use message::RelayMsg;
 
 use dial::Transport;

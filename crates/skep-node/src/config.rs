@@ -1,5 +1,7 @@
 //! The configuration: a TOML file, then `SKEP_…` variables, then flags. Read once, resolved here, passed on as values.
 
+mod place;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
@@ -64,6 +66,8 @@ macro_rules! settings {
 }
 
 settings! {
+    /// Whether `skep up` runs a relay here.
+    enabled: bool = true;
     /// Address and port to serve on.
     listen: String = "127.0.0.1:7777".into();
     /// Where events are kept; empty: `<home>/relay`.
@@ -135,24 +139,64 @@ pub enum ConfigError {
     Value { setting: &'static str, cause: String },
     #[error("agent {agent:?}: {setting}: {cause}")]
     Agent { agent: String, setting: &'static str, cause: String },
+    /// `place` is the file with its line, or empty.
+    #[error("{place}{cause}")]
+    At { place: String, cause: Box<ConfigError> },
 }
 
 impl Settings {
     /// The defaults, a file when one is given, and variables like `SKEP_RELAY__NAME`.
     pub fn load(path: Option<&Path>) -> Result<Self, ConfigError> {
+        let Some(path) = path else { return Self::parse(None, "") };
+        let text = std::fs::read_to_string(path)
+            .map_err(|cause| ConfigError::Read { path: path.display().to_string(), cause })?;
+        Self::parse(Some(path), &text)
+    }
+
+    /// The same from a text; `path` is what a mistake in it is told with.
+    pub fn parse(path: Option<&Path>, text: &str) -> Result<Self, ConfigError> {
+        Self::resolve(path, text, Figment::from(Env::prefixed("SKEP_").split("__").filter(is_setting)))
+    }
+
+    /// The same whatever the environment says.
+    pub fn parse_alone(path: &Path, text: &str) -> Result<Self, ConfigError> {
+        Self::resolve(Some(path), text, Figment::new())
+    }
+
+    fn resolve(path: Option<&Path>, text: &str, variables: Figment) -> Result<Self, ConfigError> {
+        let at = |place: Option<(usize, usize)>| match (path, place) {
+            (Some(path), Some((line, column))) => format!("{}:{line}:{column}: ", path.display()),
+            (Some(path), None) => format!("{}: ", path.display()),
+            (None, _) => String::new(),
+        };
+        place::syntax(text).map_err(|mistake| ConfigError::Parse(at(Some(mistake.place)) + &mistake.what))?;
         let mut figment = Figment::from(Serialized::defaults(Self::default()));
-        if let Some(path) = path {
-            let text = std::fs::read_to_string(path)
-                .map_err(|cause| ConfigError::Read { path: path.display().to_string(), cause })?;
-            figment = figment.merge(Toml::string(&text));
+        if path.is_some() {
+            figment = figment.merge(Toml::string(text));
         }
-        let settings: Self = figment
-            .merge(Env::prefixed("SKEP_").split("__").filter(is_setting))
-            .extract()
-            .map_err(|error| ConfigError::Parse(explain(&error, path)))?;
-        settings.relay.check()?;
-        check_all(&settings.agent)?;
+        let settings: Self = figment.merge(variables).extract().map_err(|error| {
+            let (setting, what) = explain(&error);
+            ConfigError::Parse(at(place::of_setting(text, &setting)) + &what)
+        })?;
+        let checked = settings.relay.check().and_then(|()| check_all(&settings.agent));
+        checked.map_err(|cause| {
+            let place = settings.path_of(&cause).and_then(|path| place::of_setting(text, &path));
+            ConfigError::At { place: at(place), cause: Box::new(cause) }
+        })?;
         Ok(settings)
+    }
+
+    /// The setting that a mistake is about.
+    fn path_of(&self, mistake: &ConfigError) -> Option<Vec<String>> {
+        match mistake {
+            ConfigError::Value { setting, .. } => Some(setting.split('.').map(str::to_owned).collect()),
+            ConfigError::Agent { agent, setting, .. } => {
+                // Of two of one name the second is wrong.
+                let number = self.agent.iter().rposition(|settings| settings.name == *agent)?;
+                Some(vec!["agent".into(), number.to_string(), (*setting).into()])
+            }
+            _ => None,
+        }
     }
 }
 
@@ -161,13 +205,16 @@ fn is_setting(key: &UncasedStr) -> bool {
     key.starts_with("relay.") || key.starts_with("leader.")
 }
 
-/// One line: what, where, and what was expected.
-fn explain(error: &figment::Error, path: Option<&Path>) -> String {
+/// The setting that could not be read, and one line: which, what is wrong with it, and what was expected.
+fn explain(error: &figment::Error) -> (Vec<String>, String) {
     let first = error.clone().into_iter().next().unwrap_or_else(|| error.clone());
-    let setting = first.path.join(".");
-    let file = path.map(|path| format!("{}: ", path.display())).unwrap_or_default();
     let what: String = first.kind.to_string().split_whitespace().collect::<Vec<_>>().join(" ");
-    if setting.is_empty() { format!("{file}{what}") } else { format!("{file}{setting}: {what}") }
+    let name = first.path.join(".");
+    let mut setting = first.path.clone();
+    if let figment::error::Kind::UnknownField(field, _) = &first.kind {
+        setting.push(field.clone());
+    }
+    (setting, if name.is_empty() { what } else { format!("{name}: {what}") })
 }
 
 impl RelaySettings {

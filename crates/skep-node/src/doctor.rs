@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 use rustix::process::{Resource, getrlimit};
 use serde::Serialize;
 use serde_json::Value;
+use skep_core::health::Skew;
 use skep_proto::limits::Limits;
 use skep_proto::{Filter, Timestamp};
 
@@ -32,6 +33,9 @@ const MAP_USED_PERCENT_MAX: u64 = 80;
 
 /// 2025-01-01: a clock before the program was written is wrong.
 const CLOCK_MIN: Timestamp = 1_735_689_600;
+
+/// What mends a clock.
+pub const CLOCK_MEND: &str = "set the clock and keep it right: timedatectl set-ntp true";
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
@@ -98,8 +102,13 @@ impl Report {
     }
 }
 
-/// Looks at everything. `config` is what [`Settings::load`] and the flags made.
-pub fn examine(home: &Home, config: Result<(Settings, Option<PathBuf>), ConfigError>, now: Timestamp) -> Report {
+/// Looks at everything. `config` is what [`Settings::load`] and the flags made, `skews` what [`crate::skew`] found.
+pub fn examine(
+    home: &Home,
+    config: Result<(Settings, Option<PathBuf>), ConfigError>,
+    now: Timestamp,
+    skews: &[Skew],
+) -> Report {
     let mut report = Report::default();
     examine_home(home, &mut report);
     let settings = match config {
@@ -126,6 +135,9 @@ pub fn examine(home: &Home, config: Result<(Settings, Option<PathBuf>), ConfigEr
     examine_files(&settings.limits, &mut report);
     if now < CLOCK_MIN {
         report.wrong_because("clock", format!("unix time {now} is before 2025"), "set the clock, and run NTP");
+    }
+    for skew in skews {
+        report.wrong_because("clock", skew.to_string(), CLOCK_MEND);
     }
     report.limits = limits(&settings.limits);
     report

@@ -69,7 +69,17 @@ impl HomeError {
             Self::Missing { .. } => Some("check the path".into()),
             Self::Exists { .. } => Some("choose another path, or move that file away".into()),
             Self::Type { wanted, .. } => Some(format!("name a {wanted}")),
-            Self::Io { source, .. } if source.kind() == io::ErrorKind::StorageFull => Some("free some space".into()),
+            Self::Io { source, path, .. } => match source.kind() {
+                io::ErrorKind::StorageFull => Some("free some space on the disk that holds it".into()),
+                io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => {
+                    let place = path.parent().unwrap_or(path);
+                    Some(format!("make {} writable for you, or choose another home: {HOME_VARIABLE}=…", quoted(place)))
+                }
+                io::ErrorKind::NotADirectory => {
+                    Some(format!("a part of this path is a file; choose another home: {HOME_VARIABLE}=…"))
+                }
+                _ => None,
+            },
             _ => None,
         }
     }

@@ -69,7 +69,11 @@ pub async fn start(settings: &RelaySettings, ring: &Keyring, home: &Path) -> Res
         .map_err(|cause| UpError::Listen { address: settings.listen.clone(), cause })?;
     let address = listener.local_addr().map_err(|cause| UpError::Listen { address: settings.listen.clone(), cause })?;
     let config = resolve(settings, keys.keypair(), home, address)?;
-    Ok(Relay::start(config, listener).await?)
+    let relay = Relay::start(config, listener).await?;
+    if let Err(refusal) = relay.publish_members().await {
+        tracing::warn!(%refusal, "the member list is not published");
+    }
+    Ok(relay)
 }
 
 /// The relay's key; made at the first start.

@@ -3,6 +3,7 @@
 
 pub mod control;
 pub mod metering;
+pub mod permission;
 pub mod telemetry;
 
 use crate::{PubKey, RawEvent, limits, seal};
@@ -168,6 +169,8 @@ pub(crate) mod testing {
                 stop_reason,
                 pricing_identity: is_priced.then_some(identity),
                 cost_basis: is_priced.then_some(CostBasis::Reported),
+                triggering_event_ids: Vec::new(),
+                root_event_id: None,
             }
         })
     }

@@ -242,12 +242,15 @@ impl Kind {
     pub const DELETION: Self = Self(5);
     pub const REACTION: Self = Self(7);
     pub const CHAT: Self = Self(9);
+    pub const SEAL: Self = Self(13);
     pub const PRIVATE_MESSAGE: Self = Self(14);
     pub const CHANNEL_CREATION: Self = Self(40);
     pub const CHANNEL_MESSAGE: Self = Self(42);
     pub const VANISH: Self = Self(62);
     pub const GIFT_WRAP: Self = Self(1059);
     pub const COMMENT: Self = Self(1111);
+    pub const RELAY_LIST: Self = Self(10002);
+    pub const DIRECT_RELAYS: Self = Self(10050);
     pub const MEMBER_LIST: Self = Self(13534);
     pub const AUTH: Self = Self(22242);
     pub const AGENT_FRAME: Self = Self(24200);
@@ -259,6 +262,7 @@ impl Kind {
     pub const APP_DATA: Self = Self(30078);
     pub const COMMAND: Self = Self(30079);
     pub const LEASE_STATE: Self = Self(30480);
+    pub const GROUP_MEMBERS: Self = Self(39002);
     pub const AGENT_METRIC: Self = Self(44200);
 
     pub fn class(self) -> Class {

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use crate::{Draft, Kind, PubKey, RawEvent, Timestamp, limits};
+use crate::{Draft, Kind, Prefix, PubKey, RawEvent, Refusal, Timestamp, limits};
 
 /// What a lease is on: `prompter:<agent>`, `turn:<agent>:<trigger id>`, `task:<ref>`, …
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -177,6 +177,67 @@ pub fn granted_epoch(text: &str) -> Option<Epoch> {
     text.strip_prefix("lease: epoch=")?.split(' ').next()?.parse().ok()
 }
 
+/// Why a ledger does not grant a request: what it says, and what whoever asked tells apart.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Conflict {
+    Held {
+        instance: String,
+        epoch: Epoch,
+        expires_at: Timestamp,
+    },
+    /// Whoever held it lost it, though nobody has taken it.
+    Expired {
+        epoch: Epoch,
+        expires_at: Timestamp,
+    },
+    /// Ended for ever, by whoever held it in this epoch.
+    Completed {
+        epoch: Epoch,
+    },
+    Nobody,
+}
+
+impl Conflict {
+    pub fn held(lease: &Lease) -> Self {
+        Self::Held { instance: lease.instance.clone(), epoch: lease.epoch, expires_at: lease.expires_at }
+    }
+
+    pub fn refusal(&self) -> Refusal {
+        Prefix::Conflict.because(self.to_string())
+    }
+
+    /// `None`: the refusal is about something else.
+    pub fn read(refusal: &Refusal) -> Option<Self> {
+        let (head, rest) = refusal.text.split_once(' ').filter(|_| refusal.prefix == Prefix::Conflict)?;
+        let number = |name: &str| {
+            let mut pairs = rest.split(' ').filter_map(|word| word.split_once('='));
+            pairs.find(|(key, _)| *key == name)?.1.parse().ok()
+        };
+        match head {
+            "held" => {
+                let instance = rest.strip_prefix("by ")?.split(' ').next()?.to_owned();
+                Some(Self::Held { instance, epoch: number("epoch")?, expires_at: number("expires")? })
+            }
+            "expired:" => Some(Self::Expired { epoch: number("epoch")?, expires_at: number("expires")? }),
+            "completed:" => Some(Self::Completed { epoch: number("epoch")? }),
+            _ => (refusal.text == Self::Nobody.to_string()).then_some(Self::Nobody),
+        }
+    }
+}
+
+impl fmt::Display for Conflict {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Held { instance, epoch, expires_at } => {
+                write!(f, "held by {instance} epoch={epoch} expires={expires_at}")
+            }
+            Self::Expired { epoch, expires_at } => write!(f, "expired: epoch={epoch} expires={expires_at}"),
+            Self::Completed { epoch } => write!(f, "completed: epoch={epoch} ended this lease for ever"),
+            Self::Nobody => f.write_str("nobody holds this lease"),
+        }
+    }
+}
+
 /// The tag `["lease", resource, epoch]`, or `["lease", resource, epoch, "final"]` on the event that completes it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Claim {
@@ -215,3 +276,24 @@ impl Claim {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("a lease tag is [\"lease\", resource, epoch] or [\"lease\", resource, epoch, \"final\"], at most one")]
 pub struct ClaimError;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_ledger_says_is_what_its_asker_reads() {
+        for conflict in [
+            Conflict::Held { instance: "m/1".into(), epoch: 7, expires_at: 99 },
+            Conflict::Expired { epoch: 7, expires_at: 99 },
+            Conflict::Completed { epoch: 7 },
+            Conflict::Nobody,
+        ] {
+            assert_eq!(Conflict::read(&conflict.refusal()).as_ref(), Some(&conflict));
+            assert_eq!(Conflict::read(&Prefix::Error.because(conflict.to_string())), None);
+        }
+        for other in ["", "held", "held by", "held by m/1", "completed: now", "epoch=1 is not the lease's epoch=2"] {
+            assert_eq!(Conflict::read(&Prefix::Conflict.because(other)), None, "{other}");
+        }
+    }
+}

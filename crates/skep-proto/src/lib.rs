@@ -7,6 +7,7 @@
 
 pub mod agent;
 pub mod attestation;
+pub mod control;
 pub mod event;
 pub mod filter;
 pub mod id;
@@ -24,6 +25,7 @@ pub mod tag;
 pub mod thread;
 pub mod time;
 pub mod wire;
+pub mod wrap;
 
 pub use event::{Draft, HashedEvent, RawEvent, VerifiedEvent, VerifyError};
 pub use filter::Filter;

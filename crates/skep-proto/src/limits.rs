@@ -51,8 +51,13 @@ pub const FRAME_INTERVAL_MS: u64 = 1_000;
 /// Bytes of telemetry that wait for a frame: at 64 KiB a second about a minute's worth, then the oldest is dropped.
 pub const FRAMES_PENDING_BYTES_MAX: usize = 4 * 1024 * KIB;
 
-/// Bytes of one telemetry item, so that it fits in a frame by itself with the words of a batch around it.
-pub const FRAME_ITEM_BYTES_MAX: usize = SEALED_BYTES_MAX - 256;
+/// Bytes of one telemetry item, so that it fits in a frame by itself with the words of a batch around it, of which the
+/// instance's name is up to [`LEASE_INSTANCE_BYTES_MAX`].
+pub const FRAME_ITEM_BYTES_MAX: usize = SEALED_BYTES_MAX - 256 - LEASE_INSTANCE_BYTES_MAX;
+
+/// Harnesses whose frames one watcher keeps in order: 50 agents, each started anew 20 times. The one that was silent
+/// for longest is forgotten first.
+pub const WATCHED_HARNESSES_MAX: usize = 1_024;
 
 /// Seconds between two signs of life of a turn.
 pub const TURN_LIVENESS_SECS: u64 = 10;
@@ -95,6 +100,10 @@ pub const REPLY_BYTES_MAX: usize = 1024 * KIB;
 /// Bytes of one published part of a reply: a quarter of an event, as escapes may double it and tags need room.
 pub const REPLY_PART_BYTES_MAX: usize = 64 * KIB;
 
+/// The same in a direct message. What is wrapped is sealed twice (NIP-59): 65,535 bytes of outer text leave 40,960 for
+/// the inner, and JSON writes one byte as six at worst: 6 x 6 KiB and 4 KiB of tags.
+pub const DIRECT_PART_BYTES_MAX: usize = 6 * KIB;
+
 /// How long a permission may wait for its answer; less when the turn ends sooner (NIP-AO).
 pub const PERMIT_MS_MAX: u64 = 300_000;
 
@@ -113,11 +122,40 @@ pub const PROMPT_TEXT_BYTES_MAX: usize = 1024 * KIB;
 pub const HISTORY_MESSAGES_MAX: usize = 50;
 pub const HISTORY_BYTES_MAX: usize = 128 * KIB;
 
+/// Milliseconds that a look at the relay may take before a prompt goes without it: what a person does not notice beside
+/// a model that takes ten seconds to answer.
+pub const LOOKUP_MS_MAX: u64 = 3_000;
+
+/// Events of one such look: the messages before one, from three filters.
+pub const LOOKUP_EVENTS_MAX: usize = 4 * HISTORY_MESSAGES_MAX;
+
+/// Seconds for which a word on membership is good, and keys that are remembered: 4,096 x about 120 bytes.
+pub const MEMBER_SECS: u64 = 60;
+pub const MEMBERS_MAX: usize = 4_096;
+
 /// Settled turns whose median estimates the next one.
 pub const ESTIMATE_TURNS_MAX: usize = 20;
 
 /// Bytes of an agent's or pod's name: a DNS label, so that it can be one.
 pub const NAME_BYTES_MAX: usize = 63;
+
+/// Connections to a control socket at once: commands and screens of one user. More are told so and closed.
+pub const CONTROL_CONNECTIONS_MAX: usize = 16;
+
+/// Bytes of a request on a control socket: the reason of a pause is its longest part.
+pub const CONTROL_REQUEST_BYTES_MAX: usize = 16 * KIB;
+
+/// Messages in one answer, and bytes of it: 500 x (3 x 64 hex + 512 of reason + 300 of names) is 500 KB.
+pub const CONTROL_MESSAGES_MAX: u32 = 500;
+pub const CONTROL_ANSWER_BYTES_MAX: usize = 1024 * KIB;
+
+/// Bytes of a reason in what is asked or answered there.
+pub const CONTROL_REASON_BYTES_MAX: usize = 512;
+
+/// Seconds of silence after which such a connection is closed, and that one agent may take to do what was asked: a
+/// leader that is stopped is taken over from after 10 s.
+pub const CONTROL_IDLE_SECS: u64 = 60;
+pub const CONTROL_ACT_SECS: u64 = 15;
 
 /// Bytes of one negentropy message we send, before hex: half of a usual 128 KiB frame, minus the envelope.
 pub const NEG_FRAME_BYTES: usize = 60 * KIB;

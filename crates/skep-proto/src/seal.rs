@@ -2,6 +2,7 @@
 //! opening for those who have one.
 
 use nostr::key::{PublicKey, SecretKey};
+use nostr::nips::nip04;
 use nostr::nips::nip44::{self, Nonce};
 use secp256k1::Keypair;
 
@@ -58,6 +59,25 @@ pub fn open(keys: &Keypair, from: &PubKey, content: &str) -> Result<String, Seal
     nip44::decrypt(&secret, &public, content).map_err(|_| SealError::Content)
 }
 
+/// Encrypts as old clients do (NIP-04): its length shows, and who alters it is not found out. `iv` is 16 fresh random
+/// bytes.
+pub fn seal_old(keys: &Keypair, to: &PubKey, plaintext: &str, iv: [u8; 16]) -> Result<String, SealError> {
+    if !(1..=limits::SEALED_BYTES_MAX).contains(&plaintext.len()) {
+        return Err(SealError::Size);
+    }
+    let (secret, public) = pair(keys, to)?;
+    nip04::encrypt_with_iv(&secret, &public, plaintext, iv).map_err(|_| SealError::Content)
+}
+
+/// Decrypts what an old client sent.
+pub fn open_old(keys: &Keypair, from: &PubKey, content: &str) -> Result<String, SealError> {
+    if content.len() > limits::SEALED_CONTENT_CHARS_MAX {
+        return Err(SealError::Size);
+    }
+    let (secret, public) = pair(keys, from)?;
+    nip04::decrypt(&secret, &public, content).map_err(|_| SealError::Content)
+}
+
 fn pair(keys: &Keypair, other: &PubKey) -> Result<(SecretKey, PublicKey), SealError> {
     let secret = SecretKey::from_slice(&keys.secret_bytes()).map_err(|_| SealError::Key)?;
     let public = PublicKey::from_slice(&other.0).map_err(|_| SealError::Key)?;
@@ -97,6 +117,18 @@ mod tests {
         assert_eq!(seal(&agent, &owner_key, &format!("{longest}x"), [9; 32]), Err(SealError::Size));
         assert_eq!(seal(&agent, &owner_key, "", [9; 32]), Err(SealError::Size));
         assert_eq!(open(&owner, &agent_key, &format!("{sealed}AAAA")), Err(SealError::Size));
+    }
+
+    #[test]
+    fn what_an_old_client_sends_is_read_and_answered_in_its_form() {
+        let ((agent, agent_key), (owner, owner_key), (other, _)) = (keys(1), keys(2), keys(3));
+        let sealed = seal_old(&agent, &owner_key, "grüß dich", [9; 16]).expect("it seals");
+        assert!(sealed.contains("?iv=") && !sealed.contains("gr"));
+        assert_eq!(open_old(&owner, &agent_key, &sealed).as_deref(), Ok("grüß dich"));
+        assert_ne!(open_old(&other, &agent_key, &sealed).as_deref(), Ok("grüß dich"));
+        for bad in ["", "hello", "?iv=", "aGVsbG8=?iv=AAAA", "AAAA?iv=AAAAAAAAAAAAAAAAAAAAAA=="] {
+            assert_eq!(open_old(&owner, &agent_key, bad), Err(SealError::Content), "{bad}");
+        }
     }
 
     #[test]

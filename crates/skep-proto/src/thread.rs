@@ -8,6 +8,19 @@ use crate::{Draft, EventId, Kind, PubKey, RawEvent, Timestamp, limits};
 /// The tag that counts how many agents answered each other: `["hop", n]`. Without it, none did.
 const HOP: &str = "hop";
 
+/// The tag on each part of a reply that needs several events: `["part", which from 1, of how many]`.
+const PART: &str = "part";
+
+/// Which part of how many an event is; one that does not say is the only one.
+pub fn part(event: &RawEvent) -> (u32, u32) {
+    let tag = event.tags.named(PART).next();
+    let number = |i| tag.and_then(|tag| tag.get(i)?.parse().ok());
+    match (number(1), number(2)) {
+        (Some(which), Some(of)) if (1..=of).contains(&which) => (which, of),
+        _ => (1, 1),
+    }
+}
+
 /// What an event's hop tag says. A tag that is no number is as high as can be: who writes that wants to be let through.
 pub fn hop(event: &RawEvent) -> u32 {
     let highest = event.tags.named(HOP).map(|tag| tag.value().and_then(|n| n.parse().ok()).unwrap_or(u32::MAX)).max();
@@ -30,10 +43,20 @@ pub struct Reply<'a> {
 impl Reply<'_> {
     /// The text in as many events as it needs, a second apart, so that they stay in order.
     pub fn drafts(&self, text: &str) -> Vec<Draft> {
-        let parts = split(text, limits::REPLY_PART_BYTES_MAX);
-        let last = parts.len() - 1;
-        let part = |(i, text): (usize, &&str)| self.draft(text, i as u64, i == last);
+        let parts = split(text, self.part_bytes_max());
+        let count = parts.len();
+        let part = |(i, text): (usize, &&str)| {
+            let draft = self.draft(text, i as u64, i + 1 == count);
+            if count == 1 { draft } else { draft.tag([PART, &(i + 1).to_string(), &count.to_string()]) }
+        };
         parts.iter().enumerate().map(part).collect()
+    }
+
+    fn part_bytes_max(&self) -> usize {
+        match self.parent.kind {
+            Kind::DIRECT_MESSAGE | Kind::PRIVATE_MESSAGE => limits::DIRECT_PART_BYTES_MAX,
+            _ => limits::REPLY_PART_BYTES_MAX,
+        }
     }
 
     fn draft(&self, text: &str, after_secs: u64, is_last: bool) -> Draft {
@@ -276,6 +299,10 @@ mod tests {
         assert_eq!(drafts.iter().map(lease).collect::<Vec<_>>(), [[3], [4]]);
         assert_eq!(drafts.iter().map(|draft| draft.created_at).collect::<Vec<_>>(), [100, 101], "after the parent");
         assert!(drafts.iter().all(|draft| draft.tags.single("hop") == Some("2")));
+        let tags = |draft: &Draft| {
+            draft.tags.named("part").map(|tag| tag.elements().collect::<Vec<_>>().join(" ")).collect::<String>()
+        };
+        assert_eq!(drafts.iter().map(tags).collect::<Vec<_>>(), ["part 1 2", "part 2 2"]);
     }
 
     #[test]
@@ -286,6 +313,14 @@ mod tests {
             let tag = claim.tag();
             let tag: Vec<&str> = tag.iter().map(String::as_str).collect();
             assert_eq!(Claim::from_event(&event(1, &[&tag])), Some(Ok(claim)));
+        }
+    }
+
+    #[test]
+    fn an_event_that_does_not_say_which_part_it_is_is_the_only_one() {
+        assert_eq!(part(&event(1, &[&["part", "2", "3"]])), (2, 3));
+        for bad in [&[][..], &["part"], &["part", "4", "3"], &["part", "0", "3"], &["part", "1", "x"]] {
+            assert_eq!(part(&event(1, &[bad])), (1, 1), "{bad:?}");
         }
     }
 

@@ -122,6 +122,12 @@ impl Relay {
         self.shared.commit(ops).await
     }
 
+    /// Publishes the member list (NIP-43) when the one that is stored says otherwise: members may have been configured
+    /// anew since.
+    pub async fn publish_members(&self) -> Result<(), Refusal> {
+        self.shared.publish_members().await
+    }
+
     /// Lets a committed ownership bite.
     pub fn learn(&self, agent: PubKey, row: Ownership) {
         self.shared.learn(agent, row);

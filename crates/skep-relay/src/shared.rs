@@ -246,7 +246,7 @@ impl Shared {
         if has_new_members { self.publish_members().await } else { Ok(()) }
     }
 
-    /// Publishes the member list (NIP-43, kind 13534).
+    /// Publishes the member list (NIP-43, kind 13534), unless it says so already.
     pub(crate) async fn publish_members(&self) -> Result<(), Refusal> {
         let mut members: Vec<String> = {
             let world = self.world();
@@ -260,14 +260,20 @@ impl Shared {
         members.sort_unstable();
         members.dedup();
         // Two changes in one second: the later list must be the newer one.
-        let after = self.member_list_at().map_err(|error| self.refuse_for(&error))?.map_or(0, |at| at + 1);
+        let (after, listed) = match self.member_list().map_err(|error| self.refuse_for(&error))? {
+            Some(list) => (list.created_at + 1, list.tags.values("member").map(str::to_owned).collect()),
+            None => (0, Vec::new()),
+        };
+        if listed == members {
+            return Ok(());
+        }
         let draft = Draft::new(Kind::MEMBER_LIST, unix_now().max(after), "").tag(["-"]);
         let draft = members.iter().fold(draft, |draft, key| draft.tag(["member", key]));
         self.commit(vec![Op::put(self.sign(draft).into_record())]).await.map(drop)
     }
 
-    /// `created_at` of the member list that is stored.
-    fn member_list_at(&self) -> Result<Option<Timestamp>, StoreError> {
+    /// The member list that is stored.
+    fn member_list(&self) -> Result<Option<RawEvent>, StoreError> {
         let filter = Filter {
             kinds: Some(vec![Kind::MEMBER_LIST]),
             authors: Some(vec![self.world().relay]),
@@ -275,7 +281,7 @@ impl Shared {
             ..Filter::new()
         };
         let found = self.store.collect(Scan::new([filter].into(), self.tail.newest(), 1), &mut |_| Visit::Serve)?;
-        Ok(found.first().map(|record| record.as_ref().created_at()))
+        Ok(found.first().and_then(|record| serde_json::from_str(&record.as_ref().to_json()).ok()))
     }
 
     /// Submits one event as a client would, and waits for its verdict.

@@ -48,6 +48,29 @@ fn a_message_is_kept_once_and_its_state_survives() {
 }
 
 #[test]
+fn records_are_read_beside_their_driver_and_after_it_and_never_written_by_that() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("agent.db");
+    assert!(AgentStore::open_to_read(&path).is_err(), "nothing is made");
+    assert!(!path.exists());
+    let store = open(&dir);
+    for n in 1..=4 {
+        store.receive(&note(n), "c", "ws://a", n, &state(if n == 2 { "dead" } else { "queued" }, n == 2)).unwrap();
+    }
+    let read = |store: &AgentStore| {
+        let dead: Vec<_> = store.messages_in("dead", 9).unwrap().into_iter().map(|message| message.event).collect();
+        let queued: Vec<_> = store.messages_in("queued", 2).unwrap().into_iter().map(|message| message.event).collect();
+        assert_eq!((dead, queued), (vec![note(2)], vec![note(4), note(3)]), "the newest first");
+        assert_eq!(store.changed_at().unwrap(), Some(5));
+    };
+    let beside = AgentStore::open_to_read(&path).unwrap();
+    read(&beside);
+    assert!(beside.set_fact("paused", Some("x")).is_err());
+    drop((beside, store));
+    read(&AgentStore::open_to_read(&path).unwrap());
+}
+
+#[test]
 fn cursors_only_advance_and_a_control_event_acts_once() {
     let dir = tempfile::tempdir().unwrap();
     let store = open(&dir);
@@ -61,7 +84,7 @@ fn cursors_only_advance_and_a_control_event_acts_once() {
 }
 
 #[test]
-fn a_turn_ends_with_its_reply_and_its_message_or_not_at_all() {
+fn a_turn_ends_with_its_reply_or_not_at_all() {
     let dir = tempfile::tempdir().unwrap();
     let store = open(&dir);
     let (message, reply) = (note(1), note(2));
@@ -75,6 +98,7 @@ fn a_turn_ends_with_its_reply_and_its_message_or_not_at_all() {
         author: message.pubkey,
         started_at: 6,
         prompt: "what it sees".into(),
+        reserved: Some("5".into()),
         end: None,
     };
     store.begin_turn(&row).unwrap();
@@ -82,21 +106,65 @@ fn a_turn_ends_with_its_reply_and_its_message_or_not_at_all() {
     assert_eq!(store.unfinished_turns().unwrap(), std::slice::from_ref(&row));
     assert_eq!(store.turns_with(&message.pubkey, 6).unwrap(), 1);
 
-    let end = TurnEnd { at: 8, outcome: "answered".into(), answer: Some(reply.id), ..TurnEnd::default() };
-    let over = (&message.id, &state("answered", true));
-    store.end_turn("t1", &end, Some(over), std::slice::from_ref(&reply), &relays(&["ws://a", "ws://b"])).unwrap();
+    let end = TurnEnd {
+        at: 8,
+        outcome: "answered".into(),
+        answer: Some(reply.id),
+        charge: Some("3".into()),
+        ..TurnEnd::default()
+    };
+    store.end_turn("t1", &end, &[], std::slice::from_ref(&reply), &relays(&["ws://a", "ws://b"])).unwrap();
     drop(store);
     let store = open(&dir);
     assert_eq!(store.unfinished_turns().unwrap(), []);
     assert_eq!(store.newest_turns(5).unwrap(), [TurnRow { end: Some(end), ..row }]);
-    assert!(store.message(&message.id).unwrap().unwrap().state.is_over);
     assert_eq!(store.answer_to(&message.id).unwrap(), Some(reply.id));
     assert_eq!(store.trigger_of(&reply.id).unwrap(), Some(message.id));
-    store.forget_answer(&reply.id).unwrap();
+    assert_eq!(store.refused_answers("ws://a").unwrap(), []);
+    store.delivered(&reply.id, "ws://a", &Delivery::Refused("conflict: no".into())).unwrap();
+    assert_eq!(store.refused_answers("ws://a").unwrap(), [(reply.id, "conflict: no".into())]);
+    assert_eq!(store.refused_answers("ws://b").unwrap(), []);
+    store.take_back(&reply.id, &message.id, &state("queued", false)).unwrap();
+    assert_eq!(store.refused_answers("ws://a").unwrap(), [], "once");
+    assert_eq!(store.message(&message.id).unwrap().unwrap().state, state("queued", false));
     assert_eq!((store.answer_to(&message.id).unwrap(), store.trigger_of(&reply.id).unwrap()), (None, None));
-    for relay in ["ws://a", "ws://b"] {
-        assert_eq!(store.due(relay, 0, 9).unwrap()[0].event, reply);
+    assert_eq!(store.due("ws://b", 0, 9).unwrap()[0].event, reply);
+}
+
+#[test]
+fn what_a_turn_holds_back_is_sent_when_it_is_let_go_and_not_forgotten_before() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(&dir);
+    let (held, bill) = (note(2), note(3));
+    for (turn, held) in [("t1", &held), ("t2", &note(4))] {
+        let row = TurnRow {
+            turn: turn.into(),
+            trigger: note(1).id,
+            epoch: 4,
+            attempt: 1,
+            channel: "c".into(),
+            author: note(1).pubkey,
+            started_at: 6,
+            prompt: "what it sees".into(),
+            reserved: None,
+            end: None,
+        };
+        store.begin_turn(&row).unwrap();
+        let end = TurnEnd { at: 8, outcome: "answered".into(), answer: Some(held.id), ..TurnEnd::default() };
+        let (held, bill) = (std::slice::from_ref(held), std::slice::from_ref(&bill));
+        store.end_turn(turn, &end, held, bill, &relays(&["ws://a"])).unwrap();
     }
+    let due = || store.due("ws://a", 0, 9).unwrap().into_iter().map(|outgoing| outgoing.event).collect::<Vec<_>>();
+    assert_eq!(due(), std::slice::from_ref(&bill), "what is not held goes");
+    store.delivered(&bill.id, "ws://a", &Delivery::Taken).unwrap();
+    assert_eq!(store.trim_outbox(10, 1_000).unwrap(), 1, "what is held stays");
+    let held_by = || store.held_turns().unwrap().into_iter().map(|row| row.turn).collect::<Vec<_>>();
+    assert_eq!(held_by(), ["t1", "t2"]);
+    store.release_held("t1").unwrap();
+    store.drop_held("t1").unwrap();
+    store.drop_held("t2").unwrap();
+    assert_eq!(due(), [held]);
+    assert_eq!(held_by(), Vec::<String>::new());
 }
 
 #[test]
@@ -104,8 +172,8 @@ fn each_relay_is_sent_an_event_until_it_says_its_word() {
     let dir = tempfile::tempdir().unwrap();
     let store = open(&dir);
     let (first, second) = (note(2), note(1));
-    store.enqueue(&[first.clone(), second.clone()], &relays(&["a", "b"]), 1, None).unwrap();
-    store.enqueue(std::slice::from_ref(&first), &relays(&["a", "b"]), 2, None).unwrap();
+    store.enqueue(&[first.clone(), second.clone()], &relays(&["a", "b"]), 1).unwrap();
+    store.enqueue(std::slice::from_ref(&first), &relays(&["a", "b"]), 2).unwrap();
     let due = |relay: &str, now| -> Vec<_> {
         store.due(relay, now, 9).unwrap().into_iter().map(|outgoing| (outgoing.event, outgoing.tries)).collect()
     };
@@ -128,8 +196,8 @@ fn when_the_outbox_is_full_passing_events_go_and_replies_stay() {
     let store = open(&dir);
     let passing: Vec<RawEvent> = (0..10).map(|n| event(Kind(24_200), n)).collect();
     let replies: Vec<RawEvent> = (0..10).map(note).collect();
-    store.enqueue(&passing, &relays(&["a"]), 1, None).unwrap();
-    store.enqueue(&replies, &relays(&["a"]), 1, None).unwrap();
+    store.enqueue(&passing, &relays(&["a"]), 1).unwrap();
+    store.enqueue(&replies, &relays(&["a"]), 1).unwrap();
     assert_eq!(store.trim_outbox(15, 0).unwrap(), 5);
     assert_eq!(store.due("a", 0, 1).unwrap()[0].event, passing[5], "the oldest went");
     assert_eq!(store.trim_outbox(5, 0).unwrap(), 5);
@@ -163,7 +231,7 @@ fn the_file_is_private_and_a_newer_one_is_left_alone() {
     let path = open(&dir).path().to_owned();
     assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
     rusqlite::Connection::open(&path).unwrap().pragma_update(None, "user_version", 99).unwrap();
-    assert!(matches!(AgentStore::open(&path), Err(StoreError::Format { found: 99, known: 1 })));
+    assert!(matches!(AgentStore::open(&path), Err(StoreError::Format { found: 99, known: 2 })));
     std::fs::write(&path, "this is no database, and long enough to be looked at as one would be looked at").unwrap();
     assert!(matches!(AgentStore::open(&path), Err(StoreError::Corrupt(_))));
 }

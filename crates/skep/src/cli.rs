@@ -1,6 +1,8 @@
 //! The command line, as clap reads it. Each verb has its module in [`crate::command`].
 
+mod fleet;
 mod operate;
+mod owner;
 
 use std::path::PathBuf;
 
@@ -8,8 +10,12 @@ use clap::{Args, Parser, Subcommand};
 
 use crate::error::exit_code_help;
 
+pub use fleet::{FleetCommand, InboxArgs, NewArgs, PauseArgs, ResumeArgs, RetryArgs, StatusArgs, UpArgs};
+use fleet::{INBOX_HELP, PAUSE_HELP, STATUS_HELP, UP_HELP};
 use operate::{CHANNELS_HELP, DOCTOR_HELP, EXPORT_HELP, IMPORT_HELP};
 pub use operate::{ChannelsArgs, Dir, ExportArgs, ImportArgs, NameCommand, RelayCommand, SyncArgs};
+use owner::{APPROVE_HELP, ASK_HELP, DENY_HELP, SAY_HELP, USAGE_HELP, WATCH_HELP};
+pub use owner::{AskArgs, DecideArgs, OwnerArgs, SayArgs, UsageArgs, UsageBy, WatchArgs};
 
 /// The relay that commands speak to when none is named.
 pub const RELAY_DEFAULT: &str = "ws://127.0.0.1:7777";
@@ -27,15 +33,48 @@ pub struct Cli {
 
 #[derive(Debug, Subcommand)]
 pub enum Command {
+    /// Start everything on this machine: a relay, and the agents that are found here.
+    #[command(after_help = UP_HELP)]
+    Up(UpArgs),
+    /// Show what runs here: the relay, each agent, who leads, what waits.
+    #[command(after_help = STATUS_HELP)]
+    Status(StatusArgs),
+    /// Show what was said to the agents, and what became of it.
+    #[command(after_help = INBOX_HELP)]
+    Inbox(InboxArgs),
+    /// Begin no new turns, of any agent here.
+    #[command(after_help = PAUSE_HELP)]
+    Pause(PauseArgs),
+    /// Go on after a pause.
+    #[command(after_help = PAUSE_HELP)]
+    Resume(ResumeArgs),
     /// Make, keep and show private keys.
     #[command(subcommand, after_help = KEY_HELP)]
     Key(KeyCommand),
     /// Publish, query, count and verify events on any relay.
     #[command(subcommand, after_help = EVENT_HELP)]
     Event(EventCommand),
-    /// Say which agent belongs to whom.
+    /// Add agents, see to them, and say whose they are.
     #[command(subcommand, after_help = AGENT_HELP)]
     Agent(AgentCommand),
+    /// Ask agents something, watch them work, and print what they answer.
+    #[command(after_help = ASK_HELP)]
+    Ask(AskArgs),
+    /// Tell agents something, and do not wait.
+    #[command(after_help = SAY_HELP)]
+    Say(SayArgs),
+    /// See what your agents are doing, live.
+    #[command(after_help = WATCH_HELP)]
+    Watch(WatchArgs),
+    /// Allow what an agent asks for; without a name: list what is open.
+    #[command(after_help = APPROVE_HELP)]
+    Approve(DecideArgs),
+    /// Reject what an agent asks for; without a name: list what is open.
+    #[command(after_help = DENY_HELP)]
+    Deny(DecideArgs),
+    /// See what your agents used, by their encrypted bills.
+    #[command(after_help = USAGE_HELP)]
+    Usage(UsageArgs),
     /// Run a relay on this machine.
     #[command(after_help = RELAY_HELP, args_conflicts_with_subcommands = true)]
     Relay(RelayRun),
@@ -109,6 +148,9 @@ Examples:
 
 const AGENT_HELP: &str = "\
 Examples:
+  skep agent new rita --preset claude
+  skep agent list
+  skep agent pause rita --reason 'out of budget'
   skep agent attest claude --owner alice
   skep agent assign claude --owner alice --key admin
   skep agent revoke claude --key alice";
@@ -296,6 +338,8 @@ pub struct CountArgs {
 
 #[derive(Debug, Subcommand)]
 pub enum AgentCommand {
+    #[command(flatten)]
+    Fleet(FleetCommand),
     /// Run instances of agents of the configuration, until told to stop.
     ///
     /// Each mention of an agent is prompted once and answered once, however many instances run under its key.

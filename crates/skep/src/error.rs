@@ -7,9 +7,12 @@ use std::process::ExitCode;
 use clap::error::{ContextKind, ErrorKind as ClapKind};
 use skep_node::client::ClientError;
 use skep_node::config::ConfigError;
+use skep_node::control::ControlError;
 use skep_node::home::HomeError;
 use skep_node::keys::KeyError;
+use skep_node::node::NodeError;
 use skep_node::relay::UpError;
+use skep_node::setup::SetupError;
 use skep_node::transfer::TransferError;
 
 use crate::screen::escape;
@@ -23,12 +26,18 @@ pub enum Kind {
     Network,
     Permission,
     Internal,
+    /// Nobody answered in the time that was given.
+    NoAnswer,
+    /// The agent begins no turns until somebody resumes it.
+    Paused,
+    /// The agent gave up, or its time ran out.
+    GaveUp,
     /// Whoever read our output has gone. Nothing is wrong, nothing is printed.
     ClosedPipe,
 }
 
 /// Exit codes and what they mean; help is made from this.
-pub const EXIT_CODES: [(u8, &str); 7] = [
+pub const EXIT_CODES: [(u8, &str); 10] = [
     (0, "done"),
     (1, "refused, or the answer is no"),
     (2, "wrong usage: an unknown flag, a missing argument"),
@@ -36,6 +45,9 @@ pub const EXIT_CODES: [(u8, &str); 7] = [
     (4, "network: unreachable, timed out, connection lost"),
     (5, "permission: a file too open or not ours"),
     (6, "store or internal failure, disk full"),
+    (7, "no answer in time; the message stays where it is"),
+    (8, "the agent is paused; the message waits"),
+    (9, "the agent gave up, or the message expired"),
 ];
 
 impl Kind {
@@ -48,6 +60,9 @@ impl Kind {
             Self::Network => 4,
             Self::Permission => 5,
             Self::Internal => 6,
+            Self::NoAnswer => 7,
+            Self::Paused => 8,
+            Self::GaveUp => 9,
         }
     }
 }
@@ -124,6 +139,44 @@ impl From<UpError> for CliError {
             UpError::Key(error) => Self::from(error).kind,
             UpError::Listen { .. } => Kind::Network,
             UpError::Start(_) => Kind::Internal,
+        };
+        Self { kind, cause, hint }
+    }
+}
+
+impl From<NodeError> for CliError {
+    fn from(error: NodeError) -> Self {
+        let (cause, hint) = (error.to_string(), error.hint());
+        let kind = match error {
+            NodeError::Running { .. } => Kind::Refused,
+            NodeError::Taken { .. } => Kind::Network,
+            NodeError::Up(error) => Self::from(error).kind,
+            NodeError::Control(error) => Self::from(error).kind,
+            NodeError::Key(error) => Self::from(error).kind,
+        };
+        Self { kind, cause, hint }
+    }
+}
+
+impl From<ControlError> for CliError {
+    fn from(error: ControlError) -> Self {
+        let (cause, hint) = (error.to_string(), error.hint());
+        let kind = match &error {
+            ControlError::Home(error) => home_kind(error),
+            ControlError::Serve { .. } => Kind::Internal,
+            ControlError::Silent { .. } => Kind::Network,
+        };
+        Self { kind, cause, hint }
+    }
+}
+
+impl From<SetupError> for CliError {
+    fn from(error: SetupError) -> Self {
+        let (cause, hint) = (error.to_string(), error.hint());
+        let kind = match error {
+            SetupError::Home(error) => home_kind(&error),
+            SetupError::Key(error) => Self::from(error).kind,
+            _ => Kind::Input,
         };
         Self { kind, cause, hint }
     }
@@ -228,7 +281,8 @@ mod tests {
 
     #[test]
     fn every_kind_has_a_documented_code_of_its_own() {
-        let kinds = [Kind::Refused, Kind::Usage, Kind::Input, Kind::Network, Kind::Permission, Kind::Internal];
+        use Kind::{GaveUp, Input, Internal, Network, NoAnswer, Paused, Permission, Refused, Usage};
+        let kinds = [Refused, Usage, Input, Network, Permission, Internal, NoAnswer, Paused, GaveUp];
         let codes: Vec<u8> = kinds.iter().map(|kind| kind.exit_code()).collect();
         let documented: Vec<u8> = EXIT_CODES.iter().map(|(code, _)| *code).filter(|code| *code != 0).collect();
         assert_eq!(codes, documented);

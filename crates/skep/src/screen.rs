@@ -41,12 +41,22 @@ impl Output {
         !self.json && self.columns.is_some()
     }
 
+    /// Colours, where they belong.
+    pub fn paint(&self) -> Paint {
+        Paint { is_on: self.columns.is_some() && !self.json && wants_colour() }
+    }
+
     /// Writes one line. Text from elsewhere must have been escaped.
     pub fn line(&mut self, text: &str) -> Result<(), CliError> {
         let mut stdout = self.stdout.lock();
         stdout.write_all(text.as_bytes())?;
         stdout.write_all(b"\n")?;
         Ok(())
+    }
+
+    /// Writes a part of a line. Text from elsewhere must have been made harmless.
+    pub fn piece(&mut self, text: &str) -> Result<(), CliError> {
+        self.stdout.lock().write_all(text.as_bytes()).map_err(CliError::from)
     }
 
     /// Writes one line of JSON.
@@ -69,6 +79,36 @@ impl Output {
     }
 }
 
+/// Colours on a terminal, or nothing at all. What is painted must have been escaped.
+#[derive(Debug, Clone, Copy)]
+pub struct Paint {
+    is_on: bool,
+}
+
+impl Paint {
+    pub fn bold(self, text: &str) -> String {
+        self.with("1", text)
+    }
+
+    pub fn dim(self, text: &str) -> String {
+        self.with("2", text)
+    }
+
+    pub fn green(self, text: &str) -> String {
+        self.with("32", text)
+    }
+
+    fn with(self, code: &str, text: &str) -> String {
+        if self.is_on { format!("\u{1b}[{code}m{text}\u{1b}[0m") } else { text.to_owned() }
+    }
+}
+
+/// Not when the user said so (no-color.org), nor where there is nothing to colour.
+fn wants_colour() -> bool {
+    let set = |name| std::env::var_os(name).filter(|value: &std::ffi::OsString| !value.is_empty());
+    set("NO_COLOR").is_none() && set("TERM").is_none_or(|term| term != "dumb")
+}
+
 /// Says something beside the output. Nobody listening is fine.
 pub fn remark(text: &str) {
     let _ = writeln!(io::stderr(), "{}", escape(text));
@@ -88,6 +128,17 @@ pub fn escape(text: &str) -> String {
         }
     }
     out
+}
+
+/// The same for text of several lines: line breaks and tabs stay.
+pub fn paragraphs(text: &str) -> String {
+    text.split_inclusive(['\n', '\t'])
+        .map(|part| match part.strip_suffix(['\n', '\t']) {
+            // A line break of another system is one.
+            Some(line) => escape(line.strip_suffix('\r').unwrap_or(line)) + &part[line.len()..],
+            None => escape(part),
+        })
+        .collect()
 }
 
 fn is_treacherous(c: char) -> bool {
@@ -171,6 +222,7 @@ mod tests {
         let hostile = "a\u{1b}[2Jb\u{9b}31mc\u{7}\r\nd\u{202e}e\u{2066}f\u{7f}g\u{2028}h\u{200f}";
         let safe = escape(hostile);
         assert_eq!(safe, r"a\u{1b}[2Jb\u{9b}31mc\u{7}\r\nd\u{202e}e\u{2066}f\u{7f}g\u{2028}h\u{200f}");
+        assert_eq!(paragraphs("a\r\nb\tc\u{1b}[2J\n\nd\re"), "a\nb\tc\\u{1b}[2J\n\nd\\re");
         assert_eq!(escape("Grüße 🐝 日本 עברית"), "Grüße 🐝 日本 עברית");
     }
 

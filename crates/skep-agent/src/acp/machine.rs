@@ -281,7 +281,8 @@ impl Machine {
         let offer = |what| (what, Offer::of(what, value));
         self.wishes = vec![offer(What::Model), offer(What::Mode)];
         let model = self.wishes[0].1.as_ref().and_then(|models| models.current.clone());
-        self.session = Session { id, is_new, model, ..std::mem::take(&mut self.session) };
+        let models = self.wishes[0].1.as_ref().map(Offer::ids).unwrap_or_default();
+        self.session = Session { id, is_new, model, models, ..std::mem::take(&mut self.session) };
         self.choose();
     }
 

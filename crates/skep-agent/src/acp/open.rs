@@ -115,6 +115,9 @@ pub fn without_secrets(params: &Value) -> Value {
     shown
 }
 
+/// Models of one program that are remembered; some have hundreds.
+const OFFERED_MAX: usize = 1_024;
+
 /// What of a session can be chosen.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum What {
@@ -215,6 +218,11 @@ impl Offer {
         Some(Self { what, current, offered, option: None })
     }
 
+    /// What can be chosen, by the ids that the program uses.
+    pub fn ids(&self) -> Vec<String> {
+        self.offered.iter().take(OFFERED_MAX).map(|(id, _)| id.clone()).collect()
+    }
+
     /// By the id that the program uses, or the name that it shows.
     pub fn choose(&self, wanted: &str, session: &str) -> Choice {
         if self.current.as_deref() == Some(wanted) {
@@ -265,7 +273,7 @@ mod tests {
         assert!(
             matches!(models.choose("B", "s"), Choice::Send { method: "session/set_model", params } if params["modelId"] == "b")
         );
-        assert_eq!(models.choose("a", "s"), Choice::Keep);
+        assert_eq!((models.ids(), models.choose("a", "s")), (vec!["a".into(), "b".into()], Choice::Keep));
         assert_eq!(models.choose("A", "s"), Choice::Keep);
         assert_eq!(models.choose("c", "s"), Choice::NotOffered(vec!["a".into(), "b".into()]));
         let modes = Offer::of(What::Mode, &older).expect("an offer");

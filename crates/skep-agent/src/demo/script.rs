@@ -3,6 +3,7 @@
 //! | in the prompt | it |
 //! |---|---|
 //! | `write NAME` | asks for permission and writes a file of that name |
+//! | `count to N` | counts, five numbers a second: a turn that takes a while |
 //! | `wait` | goes on for ten minutes, to be cancelled |
 //! | `fail` | answers with an error |
 //! | `crash` | ends without a word |
@@ -12,6 +13,12 @@ use std::time::Duration;
 
 /// Between two pieces of text.
 pub const PAUSE: Duration = Duration::from_millis(10);
+
+/// Between two numbers.
+const COUNT_PAUSE: Duration = Duration::from_millis(200);
+
+/// The largest number that it counts to: a minute's work.
+const COUNT_MAX: u32 = 300;
 
 const WAIT: Duration = Duration::from_secs(600);
 
@@ -39,6 +46,11 @@ fn known(line: &str) -> Option<Vec<Act>> {
     let words: Vec<_> = line.split_whitespace().map(bare).collect();
     match words.as_slice() {
         ["wait"] => Some(vec![Act::Say("I wait.".to_owned()), Act::Wait(WAIT)]),
+        [.., count, "to", to] if count.eq_ignore_ascii_case("count") => {
+            let to = to.parse::<u32>().ok()?.min(COUNT_MAX);
+            let number = |n: u32| [Act::Say(format!("{n} ")), Act::Wait(COUNT_PAUSE)];
+            Some((1..=to).flat_map(number).collect())
+        }
         ["fail"] => Some(vec![Act::Fail]),
         ["crash"] => Some(vec![Act::Crash]),
         _ => {
@@ -87,6 +99,14 @@ mod tests {
         assert_eq!(named("Please write `notes.txt`."), Some("notes.txt".into()));
         assert_eq!(named("write ../etc/passwd.txt"), None);
         assert_eq!(named("write .bashrc"), None);
+    }
+
+    #[test]
+    fn it_counts_as_far_as_it_is_told() {
+        let said = |prompt: &str| acts(prompt).iter().filter(|act| matches!(act, Act::Say(_))).count();
+        assert_eq!(said("@scout please count to 12."), 12);
+        assert_eq!(said("count to 4000000000"), 300);
+        assert!(acts("count to ten").iter().any(|act| matches!(act, Act::Think(_))), "that is a greeting");
     }
 
     #[test]

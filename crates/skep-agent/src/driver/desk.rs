@@ -1,12 +1,13 @@
 //! The state of the loop, and what the queue asks for.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use skep_core::audience::Loops;
 use skep_core::backend::Said;
-use skep_core::door::Door;
+use skep_core::budget::Budget;
+use skep_core::door::{Accepted, Door};
 use skep_core::frames::Frames;
 use skep_core::leader::Role;
 use skep_core::meter::{Meter, Series};
@@ -15,22 +16,54 @@ use skep_core::queue::{self, Effect, Queue, Reaction, Row, State};
 use skep_core::turn::TurnId;
 use skep_proto::lease::Epoch;
 use skep_proto::time::UnixMs;
-use skep_proto::{EventId, PubKey, RawEvent, Refusal, Timestamp};
+use skep_proto::{EventId, PubKey, RawEvent, Refusal, Timestamp, limits};
 use skep_store::StoreError;
 use skep_store::agent::{Delivery, MessageState};
 use tokio::sync::mpsc;
 
+use super::letter::Letter;
+use super::members::{Members, Of};
+use super::sealed::Held;
 use super::work::Live;
 use super::{Command, Input, Setup};
 
 /// What tasks of this loop tell it.
 pub(super) enum Inner {
     /// The relay's answer about a turn's lease.
-    Leased { message: queue::Message, attempt: u32, after: Option<Epoch>, answer: Result<Epoch, Refusal> },
+    Leased {
+        prompt: Prompt,
+        answer: Result<Epoch, Refusal>,
+        /// What was said before it, as the relay has it.
+        earlier: Vec<RawEvent>,
+    },
+    /// What is there of what the agent says of itself; `None`: nobody answered.
+    Introduced(Option<Vec<RawEvent>>),
+    /// Whether somebody is a member; `None`: nobody answered.
+    Member { of: Of, is_member: Option<bool> },
     /// A turn's lease could not be kept.
     Fenced(TurnId),
+    /// The relay's answer about the end of a held reply's lease.
+    Completed { turn: String, answer: Result<Accepted, Refusal> },
     /// A word of a channel's backend; `None`: it is gone.
     Said { channel: String, generation: u64, said: Option<Said> },
+}
+
+/// What the loop wakes up for.
+enum Event {
+    Word(Inner),
+    Input(Input),
+    /// A deadline.
+    Due,
+    Beat,
+}
+
+/// A turn that is about to begin.
+pub(super) struct Prompt {
+    pub turn: TurnId,
+    pub message: queue::Message,
+    pub attempt: u32,
+    /// The epoch of a turn whose end nobody saw.
+    pub after: Option<Epoch>,
 }
 
 /// Words of all backends that wait for the loop. A full channel makes the backends wait.
@@ -48,44 +81,41 @@ pub(super) struct Desk<D> {
     pub me: PubKey,
     pub queue: Queue,
     pub meter: Meter,
+    pub budget: Budget,
     pub permits: Permits,
     pub loops: Loops,
     pub frames: Frames,
     pub role: Role,
+    /// When it was last asked whether we may act, by the wall clock: that one goes on while the process is stopped.
+    asked_lead_at: UnixMs,
+    /// Whether all that was said before this start is known. Where there are no leases, what has an answer already is
+    /// known by that alone.
+    is_caught_up: bool,
+    /// Answers of other instances that came before their messages.
+    pub answered: BTreeMap<EventId, EventId>,
     /// The channels that have, or had, a backend.
     pub live: BTreeMap<String, Live>,
     /// What the owner was told of, so that it is told once.
     pub told: BTreeSet<(PubKey, String)>,
     /// Messages whose sender could not be judged yet.
     pub unjudged: BTreeSet<EventId>,
+    pub members: Members,
+    /// When it is seen to what the agent says of itself, by the steady clock.
+    pub introduces_at: u64,
+    /// Replies that wait for the end of their leases, by turn.
+    pub held: BTreeMap<String, Held>,
+    /// What was said in direct messages: the id inside, and the event that it went out in. The oldest go first.
+    pub said_sealed: VecDeque<(EventId, EventId)>,
     pub inner: mpsc::Sender<Inner>,
     inner_rx: Option<mpsc::Receiver<Inner>>,
     wake_at: Option<UnixMs>,
-    started: Instant,
     pub generation: u64,
     /// When the last message arrived.
     arrived: UnixMs,
     /// The message that is being stored, until it is.
     arriving: Option<(Box<RawEvent>, String)>,
-}
-
-pub(super) fn unix_ms() -> UnixMs {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64)
-}
-
-pub(super) fn unix_now() -> Timestamp {
-    unix_ms() / 1_000
-}
-
-/// From the operating system. Without any, nothing that must be fresh may be made.
-pub(super) fn random<const N: usize>() -> [u8; N] {
-    let mut bytes = [0; N];
-    getrandom::fill(&mut bytes).expect("invariant: the operating system gives random bytes");
-    bytes
-}
-
-pub(super) fn random_u64() -> u64 {
-    u64::from_le_bytes(random())
+    /// When the owner was last told whether this instance leads, by the clock that never goes back.
+    pub role_told_ms: Option<u64>,
 }
 
 impl<D: Door + 'static> Desk<D> {
@@ -95,27 +125,36 @@ impl<D: Door + 'static> Desk<D> {
         let series = sessions(&setup)?;
         let rows = open_rows(&setup)?;
         let arrived = rows.iter().map(|row| row.message.arrived_at).max().unwrap_or(0);
-        let (queue, effects) = Queue::restore(setup.queue, rows, unix_ms());
+        let now = setup.host.unix_ms();
+        let (queue, effects) = Queue::restore(setup.queue, rows, now);
         let owner = setup.audience.owner;
         let mut desk = Self {
             me,
             queue,
+            budget: super::purse::restore(&setup, me, now / 1_000)?,
             meter: Meter::new(format!("skep/{}", setup.name), series),
             permits: Permits::new(setup.policy.clone(), owner),
             loops: Loops::default(),
             // Larger than whatever the instance before gave out.
-            frames: Frames::new(None, unix_ms()),
+            frames: Frames::new(None, now).of_instance(&setup.instance),
             role: Role::Follows(None),
+            asked_lead_at: 0,
+            is_caught_up: setup.has_leases,
+            answered: BTreeMap::new(),
             live: BTreeMap::new(),
             told: BTreeSet::new(),
             unjudged: BTreeSet::new(),
+            members: Members::default(),
+            introduces_at: 0,
+            held: BTreeMap::new(),
+            said_sealed: VecDeque::new(),
             inner,
             inner_rx: Some(inner_rx),
             wake_at: None,
-            started: Instant::now(),
             generation: 0,
             arrived,
             arriving: None,
+            role_told_ms: None,
             setup,
             door,
         };
@@ -126,6 +165,12 @@ impl<D: Door + 'static> Desk<D> {
         let stored: Vec<EventId> =
             desk.queue.rows().filter(|row| row.state == State::Stored).map(|row| row.message.id).collect();
         desk.unjudged.extend(stored);
+        // What a relay said and the instance before did not hear.
+        let home = desk.setup.relays.first().cloned().unwrap_or_default();
+        for (answer, said) in desk.setup.store.refused_answers(&home)? {
+            desk.refused(&answer, &home, &said)?;
+        }
+        desk.take_up_held()?;
         Ok(desk)
     }
 
@@ -135,31 +180,77 @@ impl<D: Door + 'static> Desk<D> {
         beat.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Skip);
         self.judge_again()?;
         loop {
-            // Deadlines first: a backend that never stops talking must not outrun them.
-            let wait = self.next_wake();
-            if wait.is_zero() {
-                self.wake()?;
-            }
-            tokio::select! {
-                word = inner.recv() => if let Some(word) = word { self.hear(word)? },
+            let event = tokio::select! {
+                Some(word) = inner.recv() => Event::Word(word),
                 input = inputs.recv() => match input {
-                    Some(input) => self.take(input)?,
+                    Some(input) => Event::Input(input),
                     None => return self.stop(inner).await,
                 },
-                () = tokio::time::sleep(wait) => {}
-                _ = beat.tick() => self.beat()?,
+                () = tokio::time::sleep(self.next_wake()) => Event::Due,
+                _ = beat.tick() => Event::Beat,
+            };
+            self.check_lead().await?;
+            // Deadlines first: a backend that never stops talking must not outrun them.
+            if self.next_wake().is_zero() {
+                self.wake()?;
+            }
+            match event {
+                Event::Word(word) => self.hear(word)?,
+                Event::Input(Input::Role(role)) => self.take_role(role).await?,
+                Event::Input(input) => self.take(input)?,
+                Event::Due => {}
+                Event::Beat => self.beat()?,
             }
         }
     }
 
+    /// Asks whether we still lead, when the last word is older than a claim is good for. A process that was stopped,
+    /// or a machine that slept, goes on with what it knew; meanwhile another may have begun what we would do now.
+    async fn check_lead(&mut self) -> Result<(), StoreError> {
+        let now = self.unix_ms();
+        if !self.is_prompter() || now.abs_diff(self.asked_lead_at) < limits::LEADER_REFRESH_MS {
+            return Ok(());
+        }
+        if self.setup.lead.may_act().await {
+            self.asked_lead_at = now;
+            return Ok(());
+        }
+        tracing::warn!(agent = %self.setup.name, "this instance does not lead any more");
+        self.role = Role::Follows(None);
+        self.tell_role();
+        self.tell_queue(queue::Input::Leading(false))
+    }
+
+    /// A role is as old as it waited to be heard.
+    async fn take_role(&mut self, role: Role) -> Result<(), StoreError> {
+        self.role = role;
+        self.asked_lead_at = 0;
+        self.check_lead().await?;
+        self.tell_role();
+        self.tell_queue(queue::Input::Leading(self.may_prompt()))?;
+        if self.is_prompter() { self.judge_again() } else { Ok(()) }
+    }
+
+    pub(super) fn unix_ms(&self) -> UnixMs {
+        self.setup.host.unix_ms()
+    }
+
+    pub(super) fn unix_now(&self) -> Timestamp {
+        self.setup.host.unix_now()
+    }
+
+    pub(super) fn random<const N: usize>(&self) -> [u8; N] {
+        self.setup.host.random()
+    }
+
     /// Milliseconds of a clock that never goes back.
     pub(super) fn mono_ms(&self) -> u64 {
-        self.started.elapsed().as_millis() as u64
+        self.setup.host.steady_ms()
     }
 
     /// The time of an arrival; no two are equal, whatever the clock does: it is the order in a channel.
     pub(super) fn arrival(&mut self) -> UnixMs {
-        self.arrived = unix_ms().max(self.arrived + 1);
+        self.arrived = self.unix_ms().max(self.arrived + 1);
         self.arrived
     }
 
@@ -167,13 +258,16 @@ impl<D: Door + 'static> Desk<D> {
         matches!(self.role, Role::Prompter(_))
     }
 
+    fn may_prompt(&self) -> bool {
+        self.is_prompter() && self.is_caught_up
+    }
+
     fn take(&mut self, input: Input) -> Result<(), StoreError> {
         match input {
             Input::Event { event, relay } => self.receive(event, &relay),
-            Input::Role(role) => {
-                self.role = role;
-                self.tell_queue(queue::Input::Leading(self.is_prompter()))?;
-                if self.is_prompter() { self.judge_again() } else { Ok(()) }
+            Input::CaughtUp => {
+                self.is_caught_up = true;
+                self.tell_queue(queue::Input::Leading(self.may_prompt()))
             }
             Input::Delivered { id, relay, delivery: Delivery::Refused(said) } => self.refused(&id, &relay, &said),
             Input::Flushed(done) => {
@@ -181,7 +275,8 @@ impl<D: Door + 'static> Desk<D> {
                 let _ = done.send(());
                 Ok(())
             }
-            Input::Delivered { .. } => Ok(()),
+            // A role is taken where it can be checked.
+            Input::Delivered { .. } | Input::Role(_) => Ok(()),
             Input::Command(command, answer) => {
                 let said = self.obey(command)?;
                 // Whoever asked may have gone.
@@ -193,8 +288,11 @@ impl<D: Door + 'static> Desk<D> {
 
     fn hear(&mut self, word: Inner) -> Result<(), StoreError> {
         match word {
-            Inner::Leased { message, attempt, after, answer } => self.leased(message, attempt, after, answer),
+            Inner::Leased { prompt, answer, earlier } => self.leased(prompt, answer, earlier),
+            Inner::Introduced(found) => self.introduced(found),
+            Inner::Member { of, is_member } => self.learn_member(of, is_member),
             Inner::Fenced(turn) => self.cancel_turn(&turn, skep_core::turn::Cancel::Fenced),
+            Inner::Completed { turn, answer } => self.completed(&turn, answer),
             Inner::Said { channel, generation, said } => self.said(&channel, generation, said),
         }
     }
@@ -204,6 +302,7 @@ impl<D: Door + 'static> Desk<D> {
             Command::Pause(reason) => {
                 self.setup.store.set_fact(PAUSED, Some(&reason))?;
                 self.tell_queue(queue::Input::Paused(reason))?;
+                self.tell_waiting();
                 Ok(Ok("paused: no new turns begin".into()))
             }
             Command::Resume => {
@@ -228,7 +327,7 @@ impl<D: Door + 'static> Desk<D> {
 
     /// Tells the queue, and does what it says.
     pub(super) fn tell_queue(&mut self, input: queue::Input) -> Result<(), StoreError> {
-        let effects = self.queue.handle(unix_ms(), random_u64(), input);
+        let effects = self.queue.handle(self.setup.host.unix_ms(), self.setup.host.random_u64(), input);
         self.carry_out(effects)
     }
 
@@ -236,15 +335,17 @@ impl<D: Door + 'static> Desk<D> {
         for effect in effects {
             match effect {
                 Effect::Store(row) => self.store_row(&row)?,
-                Effect::Prompt { message, attempt, after } => self.take_lease(message, attempt, after),
+                Effect::Prompt { message, attempt, after } => self.prompt(message, attempt, after)?,
                 // No backend of ours can be given a message while it works on another.
                 Effect::Steer { turn, message } => {
                     self.tell_queue(queue::Input::Steered { id: message.id, turn, is_taken: false })?;
                 }
                 Effect::Cancel { turn, why } => self.cancel_turn(&turn, why)?,
-                Effect::React { id, reaction } => self.react(&id, reaction)?,
+                // Only of the one who leads: two who both show that they wait would lie.
+                Effect::React { id, reaction } if self.is_prompter() => self.react(&id, reaction)?,
+                Effect::React { .. } => {}
                 Effect::Notice { id, text } => self.notice(&id, &text)?,
-                Effect::PauseAgent(reason) => self.pause(&reason)?,
+                Effect::PauseAgent { id, reason } => self.pause(&id, &reason)?,
                 Effect::WakeAt(at) => self.wake_at = Some(at),
             }
         }
@@ -252,6 +353,7 @@ impl<D: Door + 'static> Desk<D> {
     }
 
     fn store_row(&mut self, row: &Row) -> Result<(), StoreError> {
+        self.tell_state(row);
         let state = state_of(row);
         match self.arriving.take_if(|(event, _)| event.id == row.message.id) {
             Some((event, relay)) => {
@@ -273,26 +375,44 @@ impl<D: Door + 'static> Desk<D> {
         self.arriving = Some((event, relay.to_owned()));
         self.tell_queue(queue::Input::Arrived(message))?;
         self.arriving = None;
+        if let Some(event) = self.answered.remove(&id) {
+            return self.tell_queue(queue::Input::AnsweredElsewhere { id, event });
+        }
         self.unjudged.insert(id);
         self.judge(&id)
     }
 
+    /// A message of the inbox as it was written.
+    pub(super) fn letter(&self, id: &EventId) -> Result<Option<Letter>, StoreError> {
+        let message = self.setup.store.message(id)?;
+        Ok(message.and_then(|message| Letter::read(&self.setup.keys, &message.event)))
+    }
+
     fn react(&mut self, id: &EventId, reaction: Reaction) -> Result<(), StoreError> {
-        let Some(message) = self.setup.store.message(id)? else { return Ok(()) };
+        let Some(letter) = self.letter(id)? else { return Ok(()) };
         let sign = match reaction {
             Reaction::Eyes => "👀",
             Reaction::Hourglass => "⏳",
         };
-        self.publish_reaction(&message.event, sign)
+        self.publish_reaction(&letter, sign)
     }
 
-    fn pause(&mut self, reason: &str) -> Result<(), StoreError> {
+    fn pause(&mut self, id: &EventId, reason: &str) -> Result<(), StoreError> {
         tracing::warn!(agent = %self.setup.name, reason, "paused");
-        self.setup.store.set_fact(PAUSED, Some(reason))
+        self.tell_waiting();
+        // Turns that ran beside each other end for one reason.
+        let is_told = self.setup.store.fact(PAUSED)?.is_some();
+        self.setup.store.set_fact(PAUSED, Some(reason))?;
+        match self.letter(id)? {
+            Some(letter) if !is_told => {
+                self.tell_owner(&letter, &format!("paused: {reason}; I begin no turn until you resume me"))
+            }
+            _ => Ok(()),
+        }
     }
 
     fn next_wake(&self) -> Duration {
-        let queue = self.wake_at.map(|at| at.saturating_sub(unix_ms()));
+        let queue = self.wake_at.map(|at| at.saturating_sub(self.unix_ms()));
         let mono = self.mono_ms();
         let turns = self.live.values().filter_map(Live::wake_at).min().map(|at| at.saturating_sub(mono));
         let permits = self.permits.wake_at().map(|at| at.saturating_sub(mono));
@@ -301,7 +421,7 @@ impl<D: Door + 'static> Desk<D> {
     }
 
     fn wake(&mut self) -> Result<(), StoreError> {
-        if self.wake_at.is_some_and(|at| at <= unix_ms()) {
+        if self.wake_at.is_some_and(|at| at <= self.unix_ms()) {
             self.wake_at = None;
             self.tell_queue(queue::Input::Tick)?;
         }
@@ -313,26 +433,28 @@ impl<D: Door + 'static> Desk<D> {
     fn beat(&mut self) -> Result<(), StoreError> {
         self.judge_again()?;
         self.renew_leases();
+        self.complete_held();
+        self.introduce()?;
         self.close_idle();
+        self.tell_role_again();
         self.send_frames();
         Ok(())
     }
 
-    fn judge_again(&mut self) -> Result<(), StoreError> {
+    pub(super) fn judge_again(&mut self) -> Result<(), StoreError> {
         let waiting: Vec<EventId> = self.unjudged.iter().copied().collect();
         waiting.iter().try_for_each(|id| self.judge(id))
     }
 
     /// Ends every turn, with its bill, then every backend; what they were doing stays unanswered.
     async fn stop(mut self, mut inner: mpsc::Receiver<Inner>) -> Result<(), StoreError> {
-        self.tell_queue(queue::Input::Paused("the harness stops".into()))?;
+        self.tell_queue(queue::Input::Paused(STOPS.into()))?;
         for turn in self.running_turns(None) {
             self.cancel_turn(&turn, skep_core::turn::Cancel::Shutdown)?;
         }
-        let deadline = Instant::now() + STOP;
+        let deadline = tokio::time::Instant::now() + STOP;
         while !self.running_turns(None).is_empty() {
-            let left = deadline.saturating_duration_since(Instant::now());
-            match tokio::time::timeout(left, inner.recv()).await {
+            match tokio::time::timeout_at(deadline, inner.recv()).await {
                 Ok(Some(word)) => self.hear(word)?,
                 _ => break,
             }
@@ -349,8 +471,11 @@ impl<D: Door + 'static> Desk<D> {
     }
 }
 
+/// Why no turn begins while the harness stops: another instance may go on at once.
+pub(super) const STOPS: &str = "the harness stops";
+
 /// The fact that an agent is paused, with the reason.
-const PAUSED: &str = "paused";
+pub const PAUSED: &str = "paused";
 
 /// A row as the store keeps it.
 pub(super) fn state_of(row: &Row) -> MessageState {

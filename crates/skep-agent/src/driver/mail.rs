@@ -6,36 +6,71 @@ use skep_core::permit::{Answer, Effect as Permit, Nonce};
 use skep_core::{queue, turn};
 use skep_proto::agent::control::{self, Control, Status};
 use skep_proto::attestation::Attestation;
-use skep_proto::{EventId, Kind, PubKey, RawEvent, limits, mention, seal, thread};
+use skep_proto::{EventId, Kind, PubKey, RawEvent, Timestamp, limits, mention, seal, thread};
 use skep_store::StoreError;
 
-use super::desk::{Desk, unix_now};
+use super::desk::Desk;
+use super::letter::Letter;
 
 impl<D: Door + 'static> Desk<D> {
     pub(super) fn receive(&mut self, event: Box<RawEvent>, relay: &str) -> Result<(), StoreError> {
         match event.kind {
             _ if event.pubkey == self.me => self.own_event(&event),
-            // Sealed messages need sealed replies; until both are here, none is read and none is answered in clear.
-            Kind::DIRECT_MESSAGE | Kind::PRIVATE_MESSAGE | Kind::GIFT_WRAP => Ok(()),
+            Kind::DIRECT_MESSAGE | Kind::GIFT_WRAP => self.sealed(event, relay),
+            // Never an event by itself.
+            Kind::PRIVATE_MESSAGE => Ok(()),
             // The relay's word on a lease names the agent, and is no message to it.
             Kind::LEASE_STATE => Ok(()),
             // Nobody sends from so far ahead; a relay that takes it is no reason to.
-            _ if event.created_at > unix_now() + AHEAD_SECS_MAX => Ok(()),
+            _ if event.created_at > self.unix_now() + AHEAD_SECS_MAX => Ok(()),
             Kind::AGENT_FRAME => self.control(&event),
             Kind::REACTION => self.reaction(&event),
             _ if self.setup.store.has_message(&event.id)? => Ok(()),
             _ if mention::find(&event, &self.me, Some(&self.setup.name)).is_some() => {
-                let message = queue::Message {
-                    id: event.id,
-                    from: event.pubkey,
-                    channel: channel(&event),
-                    arrived_at: self.arrival(),
-                    expires_at: event.expiration().map(|at| at.saturating_mul(1_000)),
-                    priority: queue::Priority::Normal,
-                };
+                let message = self.message(&event, channel(&event), event.pubkey, event.expiration());
                 self.arrive(event, relay, message)
             }
             _ => Ok(()),
+        }
+    }
+
+    /// A direct message: whoever wrote it is inside.
+    fn sealed(&mut self, event: Box<RawEvent>, relay: &str) -> Result<(), StoreError> {
+        if self.setup.store.has_message(&event.id)? {
+            return Ok(());
+        }
+        let Some(letter) = Letter::read(&self.setup.keys, &event) else { return Ok(()) };
+        if letter.pubkey == self.me {
+            return self.own_event(&letter);
+        }
+        match letter.kind {
+            _ if letter.created_at > self.unix_now() + AHEAD_SECS_MAX => Ok(()),
+            Kind::REACTION => self.reaction(&letter),
+            // A client that did not hear of its delivery wraps the same message again.
+            Kind::DIRECT_MESSAGE | Kind::PRIVATE_MESSAGE if !self.setup.store.has_acted(&letter.id)? => {
+                let channel = format!("dm:{}", letter.pubkey);
+                let message = self.message(&event, channel, letter.pubkey, letter.expiration(&event));
+                self.arrive(event, relay, message)?;
+                self.setup.store.act_once(&letter.id, self.unix_now()).map(drop)
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn message(
+        &mut self,
+        event: &RawEvent,
+        channel: String,
+        from: PubKey,
+        expires: Option<Timestamp>,
+    ) -> queue::Message {
+        queue::Message {
+            id: event.id,
+            from,
+            channel,
+            arrived_at: self.arrival(),
+            expires_at: expires.map(|at| at.saturating_mul(1_000)),
+            priority: queue::Priority::Normal,
         }
     }
 
@@ -45,6 +80,14 @@ impl<D: Door + 'static> Desk<D> {
         let trigger = claim.resource.as_str().rsplit(':').next().and_then(|id| id.parse().ok());
         match trigger {
             Some(id) if claim.is_final && !self.is_running(&id) => {
+                if !self.setup.store.has_message(&id)? {
+                    // Of one second, the answer may come first.
+                    self.answered.insert(id, event.id);
+                    if self.answered.len() > ANSWERED_MAX {
+                        self.answered.pop_first();
+                    }
+                    return Ok(());
+                }
                 self.unjudged.remove(&id);
                 self.tell_queue(queue::Input::AnsweredElsewhere { id, event: event.id })
             }
@@ -53,19 +96,21 @@ impl<D: Door + 'static> Desk<D> {
     }
 
     pub(super) fn judge(&mut self, id: &EventId) -> Result<(), StoreError> {
-        let Some(message) = self.setup.store.message(id)? else { return Ok(()) };
-        let event = message.event;
-        let asker = self.asker(&event);
-        let place = if is_direct(&event) { Place::Direct } else { Place::Channel };
+        let Some(letter) = self.letter(id)? else { return Ok(()) };
+        let asker = self.asker(&letter);
+        let place = if letter.is_sealed() { Place::Direct } else { Place::Channel };
         let verdict = match self.setup.audience.judge(&asker, place) {
-            Verdict::Admit => self.loops.judge(self.me, &asker, thread::hop(&event), unix_now()),
+            Verdict::Admit => self.loops.judge(self.me, &asker, thread::hop(&letter), self.unix_now()),
             other => other,
         };
         let id = *id;
         match verdict {
-            Verdict::Retry => return Ok(()),
+            Verdict::Retry => {
+                self.ask_membership(&letter);
+                return Ok(());
+            }
             Verdict::Admit => {
-                self.loops.count(self.me, &asker, unix_now());
+                self.loops.count(self.me, &asker, self.unix_now());
                 self.tell_queue(queue::Input::Admitted(id))?;
             }
             Verdict::Refuse(reason) => {
@@ -73,8 +118,8 @@ impl<D: Door + 'static> Desk<D> {
             }
             Verdict::AskOwner(why) => {
                 self.tell_queue(queue::Input::Refused { id, reason: why.to_string() })?;
-                if self.is_prompter() && self.told.insert((event.pubkey, why.to_string())) {
-                    self.tell_owner(&event, &format!("{why}; only you can let them go on"))?;
+                if self.is_prompter() && self.told.insert((letter.pubkey, why.to_string())) {
+                    self.tell_owner(&letter, &format!("{why}; only you can let them go on"))?;
                 }
             }
         }
@@ -93,8 +138,7 @@ impl<D: Door + 'static> Desk<D> {
         Asker {
             key: event.pubkey,
             is_sibling: fact(attested.as_ref().is_some_and(|attestation| Some(attestation.owner) == owner)),
-            // The relay lets members only write where that matters; here nobody says.
-            is_member: Fact::Unknown,
+            is_member: self.membership(event),
             is_agent: fact(attested.is_some() || thread::hop(event) > 0),
         }
     }
@@ -102,12 +146,12 @@ impl<D: Door + 'static> Desk<D> {
     /// A frame of the owner. It acts once, also after a restart, and is answered.
     fn control(&mut self, event: &RawEvent) -> Result<(), StoreError> {
         let Some(owner) = self.setup.audience.owner else { return Ok(()) };
-        if control::check(event, &self.me, &owner, unix_now()).is_err() {
+        if control::check(event, &self.me, &owner, self.unix_now()).is_err() {
             return Ok(());
         }
         let Ok(text) = seal::open(&self.setup.keys, &owner, &event.content) else { return Ok(()) };
         let Ok(Some(control)) = Control::from_json(&text) else { return Ok(()) };
-        if !self.setup.store.act_once(&event.id, unix_now())? {
+        if !self.setup.store.act_once(&event.id, self.unix_now())? {
             return Ok(());
         }
         let status = match &control {
@@ -122,30 +166,41 @@ impl<D: Door + 'static> Desk<D> {
                 self.settle_permits(effects)?;
                 status
             }
-            Control::SwitchModel { .. } => Status::UnsupportedModel,
+            Control::SwitchModel { channel_id, model_id } => self.switch_model(channel_id, model_id)?,
             Control::ClaimLeadership { instance_id } if *instance_id == self.setup.instance => {
                 self.setup.claims.notify_one();
                 Status::Claimed
             }
             Control::ClaimLeadership { .. } => return Ok(()),
         };
-        self.observe_result(&control.answer(status));
+        // Every instance hears it; one that has nothing to do with it leaves the answer to the one that has.
+        if self.is_prompter() || status != Status::NoActiveTurn {
+            self.observe_result(&control.answer(status).to_frame(event.id));
+        }
         Ok(())
     }
 
     /// 👍 or 👎 of the owner on a card.
     fn reaction(&mut self, event: &RawEvent) -> Result<(), StoreError> {
         let Some(card) = event.tags.values("e").last().and_then(|id| id.parse().ok()) else { return Ok(()) };
+        let card = self.carrier_of(&card).unwrap_or(card);
         let is_yes = match event.content.as_str() {
             "👍" | "+" | "" | "✅" => true,
             "👎" | "-" | "❌" => false,
             _ => return Ok(()),
         };
-        if event.created_at.abs_diff(unix_now()) > limits::CONTROL_FRESH_SECS {
+        if event.created_at.abs_diff(self.unix_now()) > limits::CONTROL_FRESH_SECS {
+            return Ok(());
+        }
+        // It may come by two relays, or again after a lost connection: the second one is not a late answer.
+        if !self.permits.knows(&card) || !self.setup.store.act_once(&event.id, self.unix_now())? {
             return Ok(());
         }
         let answer = Answer::Reaction { card, author: event.pubkey, is_yes };
-        let (_, effects) = self.permits.decide(self.mono_ms(), &answer);
+        let (status, effects) = self.permits.decide(self.mono_ms(), &answer);
+        if status == Status::AlreadyDecided {
+            self.tell_late(&card)?;
+        }
         self.settle_permits(effects)
     }
 
@@ -197,6 +252,9 @@ impl<D: Door + 'static> Desk<D> {
 /// Seconds that an event may be ahead of our clock: what our own relay allows.
 const AHEAD_SECS_MAX: u64 = 900;
 
+/// Answers that are kept until their messages come: those of one second, of an agent with 16 turns at once.
+const ANSWERED_MAX: usize = 1_024;
+
 /// What has one turn at a time: a channel, or what one person says outside of any.
 fn channel(event: &RawEvent) -> String {
     if let Some(group) = event.tags.values("h").next() {
@@ -207,10 +265,5 @@ fn channel(event: &RawEvent) -> String {
     {
         return format!("c:{root}");
     }
-    let place = if is_direct(event) { "dm" } else { "notes" };
-    format!("{place}:{}", event.pubkey)
-}
-
-fn is_direct(event: &RawEvent) -> bool {
-    matches!(event.kind, Kind::DIRECT_MESSAGE | Kind::PRIVATE_MESSAGE)
+    format!("notes:{}", event.pubkey)
 }

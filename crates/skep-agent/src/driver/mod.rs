@@ -5,11 +5,23 @@
 //! Neighbours: `skep-node` gives it verified events ([`Input`]), a [`Door`] to its home relay, and sends what lies in
 //! the outbox. Must not: decide anything (core does), or publish what is not stored first.
 //!
-//! `desk` the loop's state and the queue's effects · `mail` what an event is · `work` turns · `post` what is published
+//! `desk` the loop's state and the queue's effects · `mail` what an event is · `work` turns · `post` what is published ·
+//! `earlier` what was said before · `members` who is one · `purse` its budget · `profile` what it says of itself ·
+//! `model` another model · `tell` what only the owner is told · `letter` a message however it came · `sealed` direct
+//! messages · `host` what the machine gives it
 
 mod desk;
+mod earlier;
+mod host;
+mod letter;
 mod mail;
+mod members;
+mod model;
 mod post;
+mod profile;
+mod purse;
+mod sealed;
+mod tell;
 mod work;
 
 use std::sync::Arc;
@@ -17,6 +29,7 @@ use std::sync::Arc;
 use skep_core::audience::Audience;
 use skep_core::door::Door;
 use skep_core::leader::Role;
+use skep_core::meter::PriceTable;
 use skep_core::permit::Policy;
 use skep_core::{queue, turn};
 use skep_proto::name::AgentName;
@@ -25,7 +38,11 @@ use skep_store::agent::Delivery;
 use skep_store::{AgentStore, StoreError};
 use tokio::sync::{Notify, mpsc, oneshot};
 
+pub use desk::PAUSED;
+
 use crate::Spec;
+
+pub use host::{Host, Lead, Library};
 
 /// Inputs that wait for the loop. Whoever feeds it waits when there are more: links stop reading their sockets.
 pub const INPUTS_MAX: usize = 256;
@@ -42,15 +59,23 @@ pub struct Setup {
     pub queue: queue::Settings,
     pub times: turn::Times,
     pub policy: Policy,
+    /// What it says of itself in its profile.
+    pub about: String,
     /// What every prompt begins with.
     pub system: String,
     /// The backend of a channel is started from this.
     pub spec: Spec,
+    pub budget: skep_core::budget::Limits,
+    /// What tokens cost where the backend does not say.
+    pub prices: Option<PriceTable>,
     /// Where replies go; the first is the home relay, which grants leases.
     pub relays: Vec<String>,
     /// Whether the home relay grants leases.
     pub has_leases: bool,
     pub store: Arc<AgentStore>,
+    pub host: Arc<dyn Host>,
+    pub lead: Arc<dyn Lead>,
+    pub library: Arc<dyn Library>,
     /// Says that the outbox has something.
     pub outbox: Arc<Notify>,
     /// Says that the owner wants this instance to lead.
@@ -68,6 +93,8 @@ pub enum Input {
     Delivered { id: EventId, relay: String, delivery: Delivery },
     /// Everything before this is stored: answered when it is reached.
     Flushed(oneshot::Sender<()>),
+    /// What the relays had when this instance began was handed over, as far as they could be reached.
+    CaughtUp,
     /// Something that a person asked for; the answer is one line for them.
     Command(Command, oneshot::Sender<Result<String, String>>),
 }

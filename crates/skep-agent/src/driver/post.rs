@@ -3,6 +3,7 @@
 
 use skep_core::audience::next_hop;
 use skep_core::door::Door;
+use skep_core::fate;
 use skep_core::frames::Observation;
 use skep_core::permit::{Card, Choice};
 use skep_core::prompt::{self, Boundary, Relation, Verified};
@@ -10,6 +11,7 @@ use skep_core::queue;
 use skep_core::turn::TurnId;
 use skep_proto::agent::control::ControlResult;
 use skep_proto::agent::metering::TurnMetric;
+use skep_proto::agent::permission::CardTag;
 use skep_proto::agent::telemetry::{Authorization, Payload, Reason, TelemetryKind, telemetry_draft};
 use skep_proto::lease::{Claim, Epoch, Resource};
 use skep_proto::thread::{self, Reply};
@@ -17,46 +19,62 @@ use skep_proto::time::Moment;
 use skep_proto::{Draft, EventId, Kind, RawEvent, seal};
 use skep_store::StoreError;
 
-use super::desk::{Desk, random, unix_ms, unix_now};
+use super::desk::Desk;
+use super::letter::{Form, Letter};
 
 impl<D: Door + 'static> Desk<D> {
     /// Signs, with the owner's attestation where there is one.
     pub(super) fn sign(&self, draft: Draft) -> RawEvent {
-        let draft = match &self.setup.attestation {
-            Some(attestation) => draft.tag(attestation),
-            None => draft,
-        };
-        draft.sign(&self.setup.keys, &random()).raw().clone()
+        self.attested(draft).sign(&self.setup.keys, &self.random()).raw().clone()
     }
 
-    fn enqueue(&mut self, events: &[RawEvent]) -> Result<(), StoreError> {
-        self.setup.store.enqueue(events, &self.setup.relays, unix_now(), None)?;
+    pub(super) fn attested(&self, draft: Draft) -> Draft {
+        match &self.setup.attestation {
+            Some(attestation) => draft.tag(attestation),
+            None => draft,
+        }
+    }
+
+    pub(super) fn enqueue(&mut self, events: &[RawEvent]) -> Result<(), StoreError> {
+        self.setup.store.enqueue(events, &self.setup.relays, self.unix_now())?;
         self.setup.outbox.notify_one();
         Ok(())
     }
 
-    /// What the model will see of a message.
-    pub(super) fn render(&self, message: &queue::Message, trigger: &RawEvent) -> Result<String, StoreError> {
-        let said = prompt::Said {
-            id: trigger.id,
-            from: trigger.pubkey,
+    /// What the model will see of a message, and of what was said before it.
+    pub(super) fn render(
+        &self,
+        message: &queue::Message,
+        trigger: &Letter,
+        earlier: &[RawEvent],
+    ) -> Result<String, StoreError> {
+        let said = |event: &RawEvent, verified| prompt::Said {
+            id: event.id,
+            from: event.pubkey,
             name: None,
-            relation: self.relation(trigger),
-            verified: Verified::Signature,
-            at: Moment::from_secs(trigger.created_at),
+            relation: self.relation(event),
+            verified,
+            at: Moment::from_secs(event.created_at),
             channel: message.channel.clone(),
-            text: trigger.content.clone(),
+            text: event.content.clone(),
         };
-        let prompt = prompt::build(&self.setup.system, &[], &[said], Boundary(random()));
-        Ok(format!("{}\n{}", prompt.system, prompt.user))
+        let verified = if trigger.form == Form::Wrapped { Verified::Seal } else { Verified::Signature };
+        let asked = prompt::Said { id: trigger.carrier, ..said(&trigger.said, verified) };
+        let earlier: Vec<_> = earlier.iter().map(|event| said(event, Verified::Signature)).collect();
+        let prompt = prompt::build(&self.setup.system, &earlier, &[asked], Boundary(self.random()));
+        Ok(format!("{}\n{}", prompt.system.trim_start(), prompt.user))
     }
 
     fn relation(&self, event: &RawEvent) -> Relation {
         let asker = self.asker(event);
-        if self.setup.audience.owner == Some(asker.key) {
+        if asker.key == self.me {
+            Relation::Own
+        } else if self.setup.audience.owner == Some(asker.key) {
             Relation::Owner
         } else if asker.is_sibling == skep_core::audience::Fact::Yes {
             Relation::Sibling
+        } else if asker.is_member == skep_core::audience::Fact::Yes {
+            Relation::Member
         } else {
             Relation::Other
         }
@@ -64,8 +82,8 @@ impl<D: Door + 'static> Desk<D> {
 
     /// The reply in as many events as it needs; the last one completes the turn's lease.
     pub(super) fn reply(
-        &self,
-        trigger: &RawEvent,
+        &mut self,
+        trigger: &Letter,
         text: &str,
         is_cut: bool,
         resource: &Resource,
@@ -81,15 +99,26 @@ impl<D: Door + 'static> Desk<D> {
     }
 
     /// Something said under a message.
-    fn under(&self, parent: &RawEvent, text: &str, claim: Option<Claim>) -> Vec<RawEvent> {
-        let hop = next_hop(thread::hop(parent), self.asker(parent).is_agent);
-        let relay = self.setup.relays.first().map_or("", String::as_str);
-        let reply = Reply { parent, relay, now: unix_now(), hop, claim };
-        reply.drafts(text).into_iter().map(|draft| self.sign(draft)).collect()
+    fn under(&mut self, parent: &Letter, text: &str, claim: Option<Claim>) -> Vec<RawEvent> {
+        self.under_with(parent, text, claim, &[])
     }
 
-    pub(super) fn publish_reaction(&mut self, to: &RawEvent, sign: &str) -> Result<(), StoreError> {
-        let draft = Draft::new(Kind::REACTION, unix_now(), sign)
+    /// The same with a tag, for programs.
+    fn under_with(&mut self, parent: &Letter, text: &str, claim: Option<Claim>, tag: &[String]) -> Vec<RawEvent> {
+        let hop = next_hop(thread::hop(parent), self.asker(parent).is_agent);
+        let relay = self.setup.relays.first().map_or("", String::as_str);
+        let reply = Reply { parent: &parent.said, relay, now: self.unix_now(), hop, claim };
+        let tagged = |draft: Draft| if tag.is_empty() { draft } else { draft.tag(tag) };
+        let drafts = reply.drafts(text).into_iter().map(tagged).collect::<Vec<_>>();
+        drafts.into_iter().flat_map(|draft| self.say(parent.form, &parent.said.pubkey, draft)).collect()
+    }
+
+    /// Not to a direct message: a reaction is for all to see.
+    pub(super) fn publish_reaction(&mut self, to: &Letter, sign: &str) -> Result<(), StoreError> {
+        if to.is_sealed() {
+            return Ok(());
+        }
+        let draft = Draft::new(Kind::REACTION, self.unix_now(), sign)
             .tag(["e", &to.id.to_hex()])
             .tag(["p", &to.pubkey.to_hex()])
             .tag(["k", &to.kind.to_string()]);
@@ -97,17 +126,23 @@ impl<D: Door + 'static> Desk<D> {
         self.enqueue(&[event])
     }
 
-    /// One visible sentence under a message.
+    /// One visible sentence under a message, with where the message stands for programs.
     pub(super) fn notice(&mut self, id: &EventId, text: &str) -> Result<(), StoreError> {
         let Some(message) = self.setup.store.message(id)? else { return Ok(()) };
-        let events = self.under(&message.event, text, None);
+        let Some(letter) = self.letter(id)? else { return Ok(()) };
+        let status = [fate::STATUS_TAG.to_owned(), message.state.name];
+        let events = self.under_with(&letter, text, None, &status);
         self.enqueue(&events)
     }
 
     /// A note to the owner about a message. It names nobody else: agents that are told would answer.
-    pub(super) fn tell_owner(&mut self, about: &RawEvent, text: &str) -> Result<(), StoreError> {
+    pub(super) fn tell_owner(&mut self, about: &Letter, text: &str) -> Result<(), StoreError> {
         let Some(owner) = self.setup.audience.owner else { return Ok(()) };
-        let draft = Draft::new(Kind::NOTE, unix_now(), text)
+        if about.is_sealed() {
+            let events = self.direct(about.form, &owner, text);
+            return self.enqueue(&events);
+        }
+        let draft = Draft::new(Kind::NOTE, self.unix_now(), text)
             .tag(["e", &about.id.to_hex(), "", "mention"])
             .tag(["p", &owner.to_hex()]);
         let event = self.sign(draft);
@@ -117,7 +152,7 @@ impl<D: Door + 'static> Desk<D> {
     /// The encrypted bill of one turn.
     pub(super) fn bill(&self, metric: &TurnMetric) -> Option<RawEvent> {
         let owner = self.setup.audience.owner?;
-        let sealed = seal::seal(&self.setup.keys, &owner, &metric.to_json().ok()?, random()).ok()?;
+        let sealed = seal::seal(&self.setup.keys, &owner, &metric.to_json().ok()?, self.random()).ok()?;
         Some(self.sign(metric.draft(&self.me, &owner, sealed, None)))
     }
 
@@ -130,7 +165,7 @@ impl<D: Door + 'static> Desk<D> {
             authorization: None,
             payload,
         };
-        self.frames.push(Moment(unix_ms()), observation);
+        self.frames.push(Moment(self.unix_ms()), observation);
     }
 
     pub(super) fn observe_result(&mut self, result: &ControlResult) {
@@ -143,7 +178,7 @@ impl<D: Door + 'static> Desk<D> {
             authorization: None,
             payload,
         };
-        self.frames.push(Moment(unix_ms()), observation);
+        self.frames.push(Moment(self.unix_ms()), observation);
         self.send_frames();
     }
 
@@ -156,14 +191,14 @@ impl<D: Door + 'static> Desk<D> {
             authorization: Some(authorization.clone()),
             payload: Payload::of(&serde_json::json!({})),
         };
-        self.frames.push(Moment(unix_ms()), observation);
+        self.frames.push(Moment(self.unix_ms()), observation);
     }
 
     pub(super) fn send_frames(&mut self) {
         let Some(owner) = self.setup.audience.owner else { return };
-        let Some(text) = self.frames.poll_frame(Moment(unix_ms())) else { return };
-        let Ok(sealed) = seal::seal(&self.setup.keys, &owner, &text, random()) else { return };
-        let event = self.sign(telemetry_draft(&self.me, &owner, unix_now(), sealed));
+        let Some(text) = self.frames.poll_frame(Moment(self.unix_ms())) else { return };
+        let Ok(sealed) = seal::seal(&self.setup.keys, &owner, &text, self.random()) else { return };
+        let event = self.sign(telemetry_draft(&self.me, &owner, self.unix_now(), sealed));
         let door = std::sync::Arc::clone(&self.door);
         // Nobody may be watching; a frame that is lost shows as a gap in its numbers.
         tokio::spawn(async move { drop(door.submit(event).await) });
@@ -183,7 +218,15 @@ impl<D: Door + 'static> Desk<D> {
             label(&card.reject),
             card.nonce.0
         );
-        let events = self.under(&trigger, &text, None);
+        let tag = CardTag {
+            nonce: card.nonce.0.clone(),
+            channel: card.origin.channel.clone(),
+            turn: card.origin.turn.0.clone(),
+            allow: card.allow.option.clone(),
+            reject: card.reject.option.clone(),
+            expires_at: self.unix_now() + seconds,
+        };
+        let events = self.under_with(&trigger, &text, None, &tag.tag());
         if let Some(event) = events.last() {
             self.permits.published(&card.nonce, event.id);
         }
@@ -191,12 +234,15 @@ impl<D: Door + 'static> Desk<D> {
     }
 
     pub(super) fn close_card(&mut self, card: &EventId, reason: &Reason) -> Result<(), StoreError> {
+        if self.is_sealed(card) {
+            return Ok(());
+        }
         let owner = self.setup.audience.owner.map(|owner| owner.to_hex()).unwrap_or_default();
         let sign = match reason {
             Reason::Applied | Reason::Allowed => "☑️",
             _ => "⌛",
         };
-        let draft = Draft::new(Kind::REACTION, unix_now(), sign).tag(["e", &card.to_hex()]).tag(["p", &owner]);
+        let draft = Draft::new(Kind::REACTION, self.unix_now(), sign).tag(["e", &card.to_hex()]).tag(["p", &owner]);
         let event = self.sign(draft);
         self.enqueue(&[event])
     }

@@ -1,14 +1,12 @@
 //! Turns: from the lease and the journal through the backend to the one outcome.
 
-use std::time::Instant;
-
 use skep_core::backend::{AskId, BackendError, Order, Said, Session};
 use skep_core::door::{Accepted, Door};
-use skep_core::meter::Measured;
+use skep_core::meter::{Measured, Observed};
 use skep_core::permit::{Nonce, Origin};
 use skep_core::queue::{self, Ended, NotStarted};
 use skep_core::turn::{Cancel, Done, Effect, Outcome, Turn, TurnId};
-use skep_proto::lease::{Epoch, Op, Request, Resource, granted_epoch};
+use skep_proto::lease::{Conflict, Epoch, Op, Request, Resource, granted_epoch};
 use skep_proto::time::Moment;
 use skep_proto::{EventId, Prefix, RawEvent, Refusal, limits};
 use skep_store::StoreError;
@@ -16,15 +14,20 @@ use skep_store::agent::{SessionRow, TurnEnd, TurnRow};
 use tokio::sync::mpsc;
 use tokio_util::task::AbortOnDropHandle;
 
-use super::desk::{Desk, Inner, random, random_u64, state_of, unix_ms, unix_now};
+use super::desk::{Desk, Inner, Prompt, state_of};
+use super::earlier::Seen;
+use super::letter::{Form, Letter};
 use crate::Backend;
 
-/// Seconds that a turn's lease is good for, and how often it is renewed: twice may fail.
+/// Seconds that a turn's lease is good for, and milliseconds between renewals: two may fail.
 const LEASE_SECS: u64 = 30;
-const RENEW_SECS: u64 = 10;
+const RENEW_MS: u64 = 10_000;
 
 /// Milliseconds until a turn that could not begin for want of the relay's word is tried again.
 const NO_WORD_MS: u64 = 1_000;
+
+/// Why a turn does not begin beside another of its channel or its message.
+const STILL_RUNS: &str = "the turn before it may still run";
 
 /// Backends that are kept though nothing runs on them, beyond those that `parallel` allows to run.
 const IDLE_MAX: usize = 4;
@@ -37,15 +40,18 @@ pub(super) struct Live {
     generation: u64,
     session: Option<Session>,
     turn: Option<Running>,
-    used: Instant,
+    seen: Seen,
+    /// By the steady clock.
+    used: u64,
 }
 
 struct Running {
     id: TurnId,
     machine: Turn,
-    trigger: RawEvent,
+    trigger: Letter,
     epoch: Epoch,
-    renewed: Instant,
+    /// By the steady clock.
+    renewed: u64,
 }
 
 impl Live {
@@ -61,98 +67,107 @@ impl Live {
 impl<D: Door + 'static> Desk<D> {
     /// Asks the relay for the turn's lease. An instance that died may hold it; whoever prompts now takes it over, and
     /// the epoch keeps the old one out.
-    pub(super) fn take_lease(&mut self, message: queue::Message, attempt: u32, after: Option<Epoch>) {
+    pub(super) fn take_lease(&mut self, prompt: Prompt) -> Result<(), StoreError> {
+        let look_back = self.look_back(&prompt)?;
         let inner = self.inner.clone();
+        let after = prompt.after;
         if !self.setup.has_leases {
             let answer = Ok(after.map_or(1, |epoch| epoch + 1));
-            tokio::spawn(async move { drop(inner.send(Inner::Leased { message, attempt, after, answer }).await) });
-            return;
+            tokio::spawn(async move {
+                let earlier = look_back.await;
+                drop(inner.send(Inner::Leased { prompt, answer, earlier }).await);
+            });
+            return Ok(());
         }
-        let resource = turn_resource(&self.me, &message.id);
+        let resource = turn_resource(&self.me, &prompt.message.id);
         let acquire = self.request(&resource, Op::Acquire { ttl_secs: LEASE_SECS });
         let steal = self.request(&resource, Op::Steal { ttl_secs: LEASE_SECS });
         let door = std::sync::Arc::clone(&self.door);
-        tokio::spawn(async move {
-            let is_held = |answer: &Result<Accepted, Refusal>| matches!(answer, Err(refusal) if refusal.prefix == Prefix::Conflict && refusal.text.starts_with("held"));
+        let lease = async move {
             let mut answer =
                 if after.is_some() { door.submit(steal.clone()).await } else { door.submit(acquire.clone()).await };
-            if is_held(&answer) {
+            if answer.as_ref().is_err_and(is_held) {
                 answer = door.submit(steal).await;
             }
             if matches!(&answer, Err(refusal) if refusal.prefix == Prefix::Restricted) {
                 // An agent whose owner did not say that it may take leases over waits until the old one runs out.
                 answer = door.submit(acquire).await;
             }
-            let answer = answer.and_then(epoch_of);
+            answer.and_then(epoch_of)
+        };
+        tokio::spawn(async move {
+            let (answer, earlier) = tokio::join!(lease, look_back);
             // The loop has ended: nobody waits for it.
-            let _ = inner.send(Inner::Leased { message, attempt, after, answer }).await;
+            let _ = inner.send(Inner::Leased { prompt, answer, earlier }).await;
         });
+        Ok(())
     }
 
-    fn request(&self, resource: &Resource, op: Op) -> RawEvent {
+    pub(super) fn request(&self, resource: &Resource, op: Op) -> RawEvent {
         let request = Request { resource: resource.clone(), op, instance: self.setup.instance.clone() };
-        self.sign(request.draft(unix_now()))
+        self.sign(request.draft(self.unix_now()))
     }
 
     pub(super) fn leased(
         &mut self,
-        message: queue::Message,
-        attempt: u32,
-        after: Option<Epoch>,
+        prompt: Prompt,
         answer: Result<Epoch, Refusal>,
+        earlier: Vec<RawEvent>,
     ) -> Result<(), StoreError> {
-        let id = message.id;
-        let not_started = |why| queue::Input::NotStarted { id, why };
-        let epoch = match answer {
-            Ok(epoch) => epoch,
-            Err(refusal) if refusal.prefix == Prefix::Conflict && refusal.text.starts_with("completed") => {
-                return self.tell_queue(not_started(NotStarted::Answered(None)));
+        let id = prompt.message.id;
+        let wait = |reason: String, until| NotStarted::Wait { reason, until };
+        let soon = self.unix_ms() + NO_WORD_MS;
+        let why = match answer {
+            Err(refusal) if matches!(Conflict::read(&refusal), Some(Conflict::Completed { .. })) => {
+                NotStarted::Answered(None)
             }
-            Err(refusal) => {
-                let until = unix_ms() + NO_WORD_MS;
-                return self.tell_queue(not_started(NotStarted::Wait { reason: refusal.to_string(), until }));
+            Err(refusal) => wait(refusal.to_string(), soon),
+            Ok(epoch) if prompt.after.is_some_and(|before| epoch <= before) => {
+                wait(STILL_RUNS.into(), self.unix_ms() + limits::RETRY_MS_MIN)
             }
+            Ok(_) if self.turn_of(&prompt.message.channel).is_some() => {
+                wait(STILL_RUNS.into(), self.unix_ms() + limits::RETRY_MS_MIN)
+            }
+            Ok(epoch) => match self.letter(&id)?.filter(|_| self.is_prompter()) {
+                Some(letter) => return self.begin(prompt, letter, epoch, earlier),
+                None => wait("another instance leads".into(), soon),
+            },
         };
-        if after.is_some_and(|before| epoch <= before) || self.turn_of(&message.channel).is_some() {
-            let reason = "the turn before it may still run".to_owned();
-            let until = unix_ms() + limits::RETRY_MS_MIN;
-            return self.tell_queue(not_started(NotStarted::Wait { reason, until }));
-        }
-        let stored = self.setup.store.message(&id)?.filter(|_| self.is_prompter());
-        let Some(stored) = stored else {
-            let (reason, until) = ("another instance leads".to_owned(), unix_ms() + NO_WORD_MS);
-            return self.tell_queue(not_started(NotStarted::Wait { reason, until }));
-        };
-        self.begin(message, stored.event, attempt, epoch)
+        self.budget.cancel(&prompt.turn);
+        self.tell_queue(queue::Input::NotStarted { id, why })
     }
 
     fn begin(
         &mut self,
-        message: queue::Message,
-        trigger: RawEvent,
-        attempt: u32,
+        prompt: Prompt,
+        trigger: Letter,
         epoch: Epoch,
+        earlier: Vec<RawEvent>,
     ) -> Result<(), StoreError> {
-        let turn = TurnId(hex(&random::<16>()));
-        let prompt = self.render(&message, &trigger)?;
+        let Prompt { turn, message, attempt, .. } = prompt;
+        let earlier = self.choose_earlier(&message.channel, &trigger, earlier)?;
+        let prompt = self.render(&message, &trigger, &earlier)?;
         // What the model will see is on disk before the model sees it.
         let row = TurnRow {
             turn: turn.0.clone(),
-            trigger: trigger.id,
+            trigger: trigger.carrier,
             epoch,
             attempt,
             channel: message.channel.clone(),
             author: trigger.pubkey,
-            started_at: unix_now(),
+            started_at: self.unix_now(),
             prompt: prompt.clone(),
+            reserved: self.reserved(&turn),
             end: None,
         };
         self.setup.store.begin_turn(&row)?;
         let now = self.mono_ms();
         let live = self.backend(&message.channel)?;
-        let (machine, effects) = Turn::start(now, live.1, vec![trigger.id], attempt, live.0.session.clone(), prompt);
-        live.0.turn = Some(Running { id: turn.clone(), machine, trigger, epoch, renewed: Instant::now() });
-        live.0.used = Instant::now();
+        let (machine, effects) =
+            Turn::start(now, live.1, vec![trigger.carrier], attempt, live.0.session.clone(), prompt);
+        live.0.seen.add(earlier.iter().map(|event| event.id).chain([trigger.said.id]));
+        live.0.turn = Some(Running { id: turn.clone(), machine, trigger, epoch, renewed: now });
+        live.0.used = now;
         self.tell_queue(queue::Input::Started { id: message.id, turn, epoch })?;
         self.do_turn(&message.channel, effects)
     }
@@ -160,10 +175,11 @@ impl<D: Door + 'static> Desk<D> {
     /// The backend of a channel, started when there is none.
     fn backend(&mut self, channel: &str) -> Result<(&mut Live, skep_core::turn::Times), StoreError> {
         if !self.live.contains_key(channel) {
-            let mut spec = self.setup.spec.clone();
-            spec.resume = self.setup.store.session(channel)?.map(|row| row.session);
+            let spec = self.spec_of(channel)?;
             self.generation += 1;
+            let seen = self.seen_before(channel)?;
             let live = spawn(Backend::start(spec), self.inner.clone(), channel.to_owned(), self.generation);
+            let live = Live { seen, ..live };
             self.live.insert(channel.to_owned(), live);
         }
         let times = self.setup.times;
@@ -180,10 +196,11 @@ impl<D: Door + 'static> Desk<D> {
             live.session = Some(session.clone());
         }
         let effects = match &mut live.turn {
-            Some(turn) => turn.machine.handle_said(now, said),
+            Some(turn) => turn.machine.handle_said(now, said.clone()),
             None => return self.said_between_turns(channel, &said, is_gone),
         };
         self.do_turn(channel, effects)?;
+        self.check_cost(channel, &said)?;
         if is_gone {
             self.live.remove(channel);
         }
@@ -209,7 +226,7 @@ impl<D: Door + 'static> Desk<D> {
     }
 
     fn open_session(&mut self, channel: &str, session: &Session) -> Result<(), StoreError> {
-        self.meter.open(session, random_u64());
+        self.meter.open(session, self.setup.host.random_u64());
         self.keep_session(channel, &session.id)
     }
 
@@ -243,8 +260,8 @@ impl<D: Door + 'static> Desk<D> {
         match live.orders.try_send(order) {
             Ok(()) | Err(mpsc::error::TrySendError::Closed(_)) => {}
             // It does not even read orders: the turn's ladder ends it.
-            Err(mpsc::error::TrySendError::Full(order)) => {
-                tracing::warn!(agent = %self.setup.name, channel, ?order, "the backend takes no orders");
+            Err(mpsc::error::TrySendError::Full(_)) => {
+                tracing::warn!(agent = %self.setup.name, "a backend takes no orders");
             }
         }
     }
@@ -274,7 +291,8 @@ impl<D: Door + 'static> Desk<D> {
             is_by_owner: self.setup.audience.owner == Some(turn.trigger.pubkey),
             turn_ends_ms: turn.machine.ends_at_ms(),
         };
-        let effects = self.permits.ask(self.mono_ms(), origin, ask, Nonce(hex(&random::<16>())));
+        let effects =
+            self.permits.ask(self.mono_ms(), origin, ask, Nonce(faster_hex::hex_string(&self.random::<16>())));
         self.settle_permits(effects)
     }
 
@@ -323,36 +341,49 @@ impl<D: Door + 'static> Desk<D> {
     fn end(&mut self, channel: &str, done: Done) -> Result<(), StoreError> {
         let Some(live) = self.live.get_mut(channel) else { return Ok(()) };
         let Some(turn) = live.turn.take() else { return Ok(()) };
-        live.used = Instant::now();
+        live.used = self.setup.host.steady_ms();
         let closed = self.permits.end_turn(&turn.id);
         self.settle_permits(closed)?;
-        let resource = turn_resource(&self.me, &turn.trigger.id);
+        let resource = turn_resource(&self.me, &turn.trigger.carrier);
         let (events, how, reply) = match &done.outcome {
             Outcome::Reply { text, is_cut } => {
                 let events = self.reply(&turn.trigger, text, *is_cut, &resource, turn.epoch);
-                let last = events.last().map(|event| event.id);
-                (events, Ended::Answered(last), text.clone())
+                let how = match events.last() {
+                    Some(last) => Ended::Answered(Some(last.id)),
+                    None => Ended::Failed(BackendError::Other("its reply cannot be sealed".to_owned())),
+                };
+                (events, how, text.clone())
             }
             Outcome::Failed(error) => (Vec::new(), Ended::Failed(error.clone()), String::new()),
             Outcome::Cancelled(why) => (Vec::new(), Ended::Cancelled(*why), String::new()),
             Outcome::Stuck => (Vec::new(), Ended::Stuck, String::new()),
             Outcome::TooLong => (Vec::new(), Ended::TooLong, String::new()),
         };
+        if let Some(live) = self.live.get_mut(channel) {
+            // Its own words it knows.
+            live.seen.add(events.iter().map(|event| event.id));
+        }
         let answer = events.last().map(|event| event.id);
-        let metric = self.measure(channel, &turn.id, &done)?;
-        let mut publish = events;
+        let metric = self.measure(channel, &turn.id, &done)?.map(|metric| metric.about(&turn.trigger));
+        let is_held = turn.trigger.form == Form::Wrapped && self.setup.has_leases && answer.is_some();
+        let (held, mut publish) = if is_held { (events, Vec::new()) } else { (Vec::new(), events) };
         publish.extend(metric.as_ref().and_then(|metric| self.bill(metric)));
+        let charge = self.settle(&turn.id, &how, metric.as_ref());
         let end = TurnEnd {
-            at: unix_now(),
+            charge,
+            at: self.unix_now(),
             outcome: outcome_name(&how).to_owned(),
             reason: reason_of(&how),
             reply,
             answer,
             metric: metric.and_then(|metric| metric.to_json().ok()),
         };
-        self.setup.store.end_turn(&turn.id.0, &end, None, &publish, &self.setup.relays)?;
+        self.setup.store.end_turn(&turn.id.0, &end, &held, &publish, &self.setup.relays)?;
         self.setup.outbox.notify_one();
-        if !done.is_reusable {
+        if is_held {
+            self.hold_reply(&turn.id.0, turn.trigger.carrier, turn.epoch, answer);
+        }
+        if !done.is_reusable || matches!(done.outcome, Outcome::Cancelled(Cancel::SwitchModel)) {
             self.live.remove(channel);
         }
         self.tell_queue(queue::Input::Ended { turn: turn.id, how })
@@ -371,11 +402,11 @@ impl<D: Door + 'static> Desk<D> {
             channel_id: Some(channel.to_owned()),
             model: session.and_then(|session| session.model.clone()),
             stop: done.stop,
-            ended_at: Moment(unix_ms()),
+            ended_at: Moment(self.unix_ms()),
             observed: done.observed,
             pricing: None,
         };
-        let Some((metric, _)) = self.meter.measure(measured, None) else { return Ok(None) };
+        let Some((metric, _)) = self.meter.measure(measured, self.setup.prices.as_ref()) else { return Ok(None) };
         if let Some(session) = session {
             self.keep_session(channel, &session.id.clone())?;
         }
@@ -389,31 +420,36 @@ impl<D: Door + 'static> Desk<D> {
         if self.setup.relays.first().is_none_or(|home| home != relay) {
             return Ok(());
         }
+        self.take_back(id, said)
+    }
+
+    pub(super) fn take_back(&mut self, id: &EventId, said: &str) -> Result<(), StoreError> {
         let Some(trigger) = self.setup.store.trigger_of(id)? else { return Ok(()) };
         let Some(message) = self.setup.store.message(&trigger)? else { return Ok(()) };
         let Some(row) = super::desk::row_of(&message.state) else { return Ok(()) };
-        self.setup.store.forget_answer(id)?;
         if !(self.setup.has_leases && said.starts_with("conflict: ")) {
             tracing::warn!(agent = %self.setup.name, said, "the relay refuses a reply for good");
             let dead = queue::Row { state: queue::State::Dead, reason: said.to_owned(), ..row };
-            return self.setup.store.set_state(&trigger, &state_of(&dead)).map(drop);
+            self.tell_state(&dead);
+            return self.setup.store.take_back(id, &trigger, &state_of(&dead));
         }
         let again = queue::Row { state: queue::State::Queued, ..row };
-        self.setup.store.set_state(&trigger, &state_of(&again))?;
+        self.setup.store.take_back(id, &trigger, &state_of(&again))?;
         self.tell_queue(queue::Input::Arrived(again.message))?;
         self.unjudged.insert(trigger);
         self.judge(&trigger)
     }
 
     pub(super) fn renew_leases(&mut self) {
-        let is_due = |turn: &&mut Running| turn.renewed.elapsed().as_secs() >= RENEW_SECS;
+        let now = self.mono_ms();
+        let is_due = |turn: &&mut Running| now.saturating_sub(turn.renewed) >= RENEW_MS;
         if !self.setup.has_leases {
             return;
         }
         let mut due = Vec::new();
         for turn in self.live.values_mut().filter_map(|live| live.turn.as_mut()).filter(is_due) {
-            turn.renewed = Instant::now();
-            due.push((turn.id.clone(), turn_resource(&self.me, &turn.trigger.id), turn.epoch));
+            turn.renewed = now;
+            due.push((turn.id.clone(), turn_resource(&self.me, &turn.trigger.carrier), turn.epoch));
         }
         for (turn, resource, epoch) in due {
             let event = self.request(&resource, Op::Renew { epoch, ttl_secs: LEASE_SECS });
@@ -421,7 +457,7 @@ impl<D: Door + 'static> Desk<D> {
             tokio::spawn(async move {
                 let answer = door.submit(event).await;
                 // A lease that ran out while nobody wanted it still has our epoch: only another's ends the turn.
-                if answer.is_err_and(|refusal| refusal.prefix == Prefix::Conflict && refusal.text.starts_with("held")) {
+                if answer.as_ref().is_err_and(is_held) {
                     let _ = inner.send(Inner::Fenced(turn)).await;
                 }
             });
@@ -441,7 +477,7 @@ impl<D: Door + 'static> Desk<D> {
     }
 
     pub(super) fn is_running(&self, trigger: &EventId) -> bool {
-        self.live.values().filter_map(|live| live.turn.as_ref()).any(|turn| turn.trigger.id == *trigger)
+        self.live.values().filter_map(|live| live.turn.as_ref()).any(|turn| turn.trigger.carrier == *trigger)
     }
 
     pub(super) fn running_turns(&self, channel: Option<&str>) -> Vec<TurnId> {
@@ -454,13 +490,38 @@ impl<D: Door + 'static> Desk<D> {
         self.live.iter().find(|(_, live)| is_it(live)).map(|(channel, _)| channel.clone())
     }
 
-    pub(super) fn trigger_of_turn(&self, turn: &TurnId) -> Option<&RawEvent> {
+    pub(super) fn trigger_of_turn(&self, turn: &TurnId) -> Option<&Letter> {
         let running = self.live.values().filter_map(|live| live.turn.as_ref());
         running.into_iter().find(|running| running.id == *turn).map(|running| &running.trigger)
     }
 
     pub(super) fn session_of(&self, channel: &str) -> Option<String> {
         self.live.get(channel)?.session.as_ref().map(|session| session.id.clone())
+    }
+
+    /// The models that the backend of a channel offers; `None`: it did not say yet, or there is none.
+    pub(super) fn models_of(&self, channel: &str) -> Option<&[String]> {
+        self.live.get(channel)?.session.as_ref().map(|session| session.models.as_slice())
+    }
+
+    pub(super) fn is_ending(&self, turn: &TurnId) -> bool {
+        let running = self.live.values().filter_map(|live| live.turn.as_ref());
+        running.into_iter().any(|running| running.id == *turn && running.machine.is_ending())
+    }
+
+    /// Ends the backend of a channel that runs no turn.
+    pub(super) fn end_backend(&mut self, channel: &str) {
+        self.live.remove(channel);
+    }
+
+    pub(super) fn seen_by(&self, channel: &str) -> Option<&Seen> {
+        self.live.get(channel).map(|live| &live.seen)
+    }
+
+    /// The turn of a channel, its session, and what it has used so far.
+    pub(super) fn running_cost(&self, channel: &str) -> Option<(TurnId, Option<String>, Observed)> {
+        let turn = self.live.get(channel)?.turn.as_ref()?;
+        Some((turn.id.clone(), self.session_of(channel), *turn.machine.observed()))
     }
 
     pub(super) fn turn_of(&self, channel: &str) -> Option<String> {
@@ -481,10 +542,14 @@ fn spawn(mut backend: Backend, inner: mpsc::Sender<Inner>, channel: String, gene
             }
         }
     }));
-    Live { orders, task, generation, session: None, turn: None, used: Instant::now() }
+    Live { orders, task, generation, session: None, turn: None, seen: Seen::default(), used: 0 }
 }
 
-fn turn_resource(agent: &skep_proto::PubKey, trigger: &EventId) -> Resource {
+fn is_held(refusal: &Refusal) -> bool {
+    matches!(Conflict::read(refusal), Some(Conflict::Held { .. }))
+}
+
+pub(super) fn turn_resource(agent: &skep_proto::PubKey, trigger: &EventId) -> Resource {
     Resource::new(&format!("turn:{agent}:{trigger}")).expect("invariant: two keys in hex are a resource")
 }
 
@@ -513,8 +578,4 @@ fn reason_of(how: &Ended) -> String {
         Ended::Cancelled(why) => why.as_str().to_owned(),
         Ended::Answered(_) | Ended::Stuck | Ended::TooLong => String::new(),
     }
-}
-
-pub(super) fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }

@@ -1,7 +1,19 @@
 //! An instance from mention to answer, against real records, a real ledger and real child processes.
 #![expect(clippy::unwrap_used, reason = "a test")]
 
+#[path = "../mock_model/mod.rs"]
+mod mock_model;
+
+mod budget;
+mod cards;
+mod earlier;
+mod leading;
+mod members;
+mod model;
+mod profile;
+mod provider;
 mod relay;
+mod sealed;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,7 +30,7 @@ use skep_proto::{Draft, Kind, PubKey, RawEvent, attestation, seal};
 use skep_store::AgentStore;
 use tokio::sync::oneshot;
 
-use relay::{HOME, Instance, Relay, now};
+use relay::{Always, HOME, Instance, Machine, Relay, Shelf, now};
 
 fn keys(n: u8) -> Keypair {
     Keypair::from_seckey_slice(SECP256K1, &[n; 32]).unwrap()
@@ -52,11 +64,17 @@ fn setup(dir: &std::path::Path, instance: &str, backend: Backend) -> Setup {
         queue: queue::Settings { parallel: 4, ..queue::Settings::default() },
         times: turn::Times::default(),
         policy: permit::Policy::default(),
+        about: "works".into(),
         system: "You are worker.".into(),
         spec: Spec::new(backend, dir, env),
+        budget: Default::default(),
+        prices: None,
         relays: vec![HOME.into()],
         has_leases: true,
         store: Arc::new(AgentStore::open(&dir.join(format!("{instance}.db"))).unwrap()),
+        host: Arc::new(Machine::default()),
+        lead: Arc::new(Always),
+        library: Arc::new(Shelf::default()),
         outbox: Arc::default(),
         claims: Arc::default(),
     }
@@ -324,21 +342,6 @@ async fn two_agents_stop_at_the_hop_limit_and_only_the_owner_is_told_once() {
     instance.event(&mention(OWNER, "hello")).await;
     relay.wait_for(Kind::NOTE, 3).await;
     assert_eq!(relay.accepted(Kind::NOTE).len(), 3, "told once");
-}
-
-#[tokio::test]
-async fn a_sealed_message_is_not_answered_in_clear() {
-    let (dir, relay) = (tempfile::tempdir().unwrap(), Arc::new(Relay::default()));
-    let instance = Instance::start(setup(dir.path(), "a", demo()), &relay);
-    instance.tell(PROMPTER).await;
-    for kind in [Kind::DIRECT_MESSAGE, Kind::GIFT_WRAP] {
-        let draft = Draft::new(kind, now(), "sealed").tag(["p", &pubkey(AGENT).to_hex()]);
-        instance.event(draft.sign(&keys(OWNER), &[0; 32]).raw()).await;
-    }
-    instance.event(&mention(OWNER, "hello")).await;
-    relay.wait_for(Kind::NOTE, 1).await;
-    assert_eq!(relay.accepted(Kind::DIRECT_MESSAGE), []);
-    assert_eq!(relay.accepted(Kind::COMMENT), []);
 }
 
 #[tokio::test]

@@ -2,14 +2,16 @@
 
 use std::collections::BTreeMap;
 use std::convert::Infallible;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use skep_agent::driver::{Input, Setup};
+use futures_util::future::{BoxFuture, ready};
+use skep_agent::driver::{Host, Input, Lead, Library, Setup};
 use skep_core::door::{Accepted, Door};
 use skep_core::lease::{LeaseTable, Ledger, Rows};
 use skep_proto::lease::{Claim, Lease, Request, Resource, granted_text};
-use skep_proto::{Kind, RawEvent, Refusal, Seq};
+use skep_proto::{Filter, Kind, PubKey, RawEvent, Refusal, Seq};
 use skep_store::AgentStore;
 use skep_store::agent::Delivery;
 use tokio::sync::{Notify, mpsc};
@@ -36,10 +38,88 @@ pub struct Relay {
     ledger: Mutex<Option<Rows<Table>>>,
     accepted: Mutex<Vec<RawEvent>>,
     pub changed: Notify,
+    knows_no_leases: bool,
 }
 
 pub fn now() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs()
+}
+
+/// A lead that is not asked about its word.
+pub struct Always;
+
+impl Lead for Always {
+    fn may_act(&self) -> BoxFuture<'_, bool> {
+        Box::pin(ready(true))
+    }
+}
+
+/// A lead that can be lost without a word.
+#[derive(Default)]
+pub struct Lost(pub AtomicBool);
+
+impl Lead for Lost {
+    fn may_act(&self) -> BoxFuture<'_, bool> {
+        Box::pin(ready(!self.0.load(Ordering::Relaxed)))
+    }
+}
+
+/// What was said before this test, with a relay's key; or no answer at all.
+#[derive(Default)]
+pub struct Shelf {
+    pub events: Mutex<Vec<RawEvent>>,
+    pub key: Option<PubKey>,
+    pub is_silent: AtomicBool,
+    /// At what was said before.
+    pub looks: AtomicU64,
+}
+
+impl Library for Shelf {
+    fn look_up(&self, filters: Vec<Filter>) -> BoxFuture<'static, Option<Vec<RawEvent>>> {
+        let is_for_words = filters.iter().flat_map(|filter| &filter.kinds).any(|kinds| kinds.contains(&Kind::NOTE));
+        self.looks.fetch_add(is_for_words.into(), Ordering::Relaxed);
+        if self.is_silent.load(Ordering::Relaxed) {
+            return Box::pin(std::future::pending());
+        }
+        let is_wanted = |event: &&RawEvent| {
+            let verified = (*event).clone().verify().unwrap();
+            filters.iter().any(|filter| filter.matches(verified.record().as_ref()))
+        };
+        let found = self.events.lock().unwrap().iter().filter(is_wanted).cloned().collect();
+        Box::pin(ready(Some(found)))
+    }
+
+    fn relay_key(&self) -> BoxFuture<'static, Option<Option<PubKey>>> {
+        let key = (!self.is_silent.load(Ordering::Relaxed)).then_some(self.key);
+        Box::pin(ready(key))
+    }
+}
+
+/// The clocks of this machine, of which the wall's can be set.
+pub struct Machine {
+    started: Instant,
+    pub ahead_ms: AtomicU64,
+}
+
+impl Default for Machine {
+    fn default() -> Self {
+        Self { started: Instant::now(), ahead_ms: AtomicU64::new(0) }
+    }
+}
+
+impl Host for Machine {
+    fn unix_ms(&self) -> u64 {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_millis() as u64;
+        now + self.ahead_ms.load(Ordering::Relaxed)
+    }
+
+    fn steady_ms(&self) -> u64 {
+        self.started.elapsed().as_millis() as u64
+    }
+
+    fn fill_random(&self, bytes: &mut [u8]) {
+        getrandom::fill(bytes).unwrap();
+    }
 }
 
 impl Door for Relay {
@@ -52,7 +132,7 @@ impl Door for Relay {
             let Ok(answer) = ledger.request(now(), verified.pubkey, &request);
             return answer.map(|lease| Accepted::Answered(granted_text(&lease)));
         }
-        if let Some(claim) = Claim::from_event(&verified) {
+        if let Some(claim) = Claim::from_event(&verified).filter(|_| !self.knows_no_leases) {
             let Ok(answer) = ledger.claim(now(), &verified.pubkey, &claim.unwrap());
             answer?;
         }
@@ -67,8 +147,24 @@ impl Door for Relay {
 }
 
 impl Relay {
+    /// One that takes every event.
+    pub fn without_leases() -> Self {
+        Self { knows_no_leases: true, ..Self::default() }
+    }
+
     pub fn accepted(&self, kind: Kind) -> Vec<RawEvent> {
         self.accepted.lock().unwrap().iter().filter(|event| event.kind == kind).cloned().collect()
+    }
+
+    pub fn all(&self) -> Vec<RawEvent> {
+        self.accepted.lock().unwrap().clone()
+    }
+
+    /// The resources whose leases have ended for ever.
+    pub fn completed(&self) -> Vec<String> {
+        let ledger = self.ledger.lock().unwrap();
+        let leases = ledger.iter().flat_map(|rows| &rows.0.0);
+        leases.filter(|(_, lease)| lease.completed).map(|(resource, _)| resource.to_string()).collect()
     }
 
     /// Waits until so many events of a kind were accepted.
@@ -110,15 +206,20 @@ pub struct Instance {
     pub inputs: mpsc::Sender<Input>,
     pub store: Arc<AgentStore>,
     pub driver: tokio::task::JoinHandle<Result<(), skep_store::StoreError>>,
-    pump: tokio::task::JoinHandle<()>,
+    pub pump: tokio::task::JoinHandle<()>,
 }
 
 impl Instance {
     pub fn start(setup: Setup, relay: &Arc<Relay>) -> Self {
+        Self::start_at(setup, Arc::clone(relay), relay)
+    }
+
+    /// With a door of its own to the relay.
+    pub fn start_at<D: Door + 'static>(setup: Setup, door: Arc<D>, relay: &Arc<Relay>) -> Self {
         let (inputs, driver_inputs) = mpsc::channel(skep_agent::driver::INPUTS_MAX);
         let (store, outbox) = (Arc::clone(&setup.store), Arc::clone(&setup.outbox));
         let pump = tokio::spawn(pump(Arc::clone(relay), Arc::clone(&store), outbox, inputs.clone()));
-        let driver = tokio::spawn(skep_agent::driver::run(setup, Arc::clone(relay), driver_inputs));
+        let driver = tokio::spawn(skep_agent::driver::run(setup, door, driver_inputs));
         Self { inputs, store, driver, pump }
     }
 

@@ -111,7 +111,12 @@ impl Account {
 
     pub fn reserve(&mut self, charge: &Charge) {
         self.reserved.add(charge.spent);
-        self.turns.push_back(charge.at);
+        self.begin(charge.at);
+    }
+
+    /// A turn began then.
+    pub fn begin(&mut self, at: Timestamp) {
+        self.turns.push_back(at);
     }
 
     pub fn release(&mut self, charge: &Charge) {

@@ -125,8 +125,14 @@ fn what_was_spent_before_a_restart_still_counts() {
     let stored = before.settle(10, &turn(1), usd(0.9)).expect("it was reserved");
     let json = serde_json::to_string(&stored).expect("it is stored");
     let mut after = budget(USD_DAY);
-    after.restore(&serde_json::from_str(&json).expect("it is read"));
+    after.restore(0, &serde_json::from_str(&json).expect("it is read"), usd(0.9));
     assert_eq!(reserve(&mut after, 20, 2), Err(Limit::UsdPerDay));
+    let mut hourly = budget(Limits { turns_per_hour: Some(1), ..Limits::default() });
+    hourly.restore(0, &stored, usd(0.9));
+    let exhausted = hourly.reserve(20, &turn(2), AGENT, None).expect_err("one in an hour");
+    assert_eq!(exhausted.to_string(), "budget: turns_per_hour is used up until 1970-01-01T01:00:00.000Z");
+    assert_eq!(reserve(&mut hourly, 3_600, 2), Ok(()));
+    assert_eq!(hourly.reserved(&turn(2)).map(|charge| charge.spent.usd), Some(900_000), "as the one before");
 }
 
 #[test]

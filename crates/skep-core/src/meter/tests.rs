@@ -5,7 +5,7 @@ use proptest::prelude::*;
 use skep_proto::agent::metering::Authority;
 
 fn new_session(id: &str, is_new: bool) -> Session {
-    Session { id: id.into(), is_new, program: "p".into(), model: None }
+    Session { id: id.into(), is_new, program: "p".into(), ..Session::default() }
 }
 
 fn fresh_meter() -> Meter {
@@ -49,7 +49,7 @@ fn identity() -> PricingIdentity {
 
 fn prices() -> PriceTable {
     let price = Price { input: 3.0, output: 15.0, cache_read: 0.3, cache_write: 3.75 };
-    PriceTable { source: "list".into(), date: "2026-11-01".into(), rows: vec![(identity(), price)] }
+    PriceTable { source: "list".into(), date: "2026-11-01".into(), rows: vec![(identity(), price)], others: None }
 }
 
 fn any_counters() -> impl Strategy<Value = Counters> {

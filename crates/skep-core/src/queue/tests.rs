@@ -146,7 +146,9 @@ fn a_hard_limit_of_the_provider_pauses_the_agent_and_burns_no_attempt() {
         send(&mut queue, 1, "a", 0);
         start(&mut queue, 1, 0);
         let out = end(&mut queue, 1, 1, Ended::Failed(error.clone()));
-        assert!(out.contains(&Effect::PauseAgent(error.to_string())));
+        let is_paused =
+            |effect: &Effect| matches!(effect, Effect::PauseAgent { reason, .. } if *reason == error.to_string());
+        assert!(out.iter().any(is_paused));
         assert_eq!(stored(&out), Some((State::Queued, error.to_string())));
         assert_eq!(prompts(&queue.handle(999_999, 0, Input::Tick)), []);
         let out = queue.handle(1_000_000, 0, Input::Resumed);

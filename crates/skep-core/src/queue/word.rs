@@ -144,8 +144,11 @@ pub enum Effect {
         id: EventId,
         text: String,
     },
-    /// New turns stopped, and a person is needed.
-    PauseAgent(String),
+    /// New turns stopped with this message, and a person is needed.
+    PauseAgent {
+        id: EventId,
+        reason: String,
+    },
     WakeAt(UnixMs),
 }
 

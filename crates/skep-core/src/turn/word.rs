@@ -31,6 +31,8 @@ pub enum Cancel {
     SwitchModel,
     /// Its message is not waiting any more.
     NotWanted,
+    /// It has cost more than a turn may.
+    Budget,
 }
 
 impl Cancel {
@@ -48,6 +50,7 @@ impl Cancel {
             Self::Shutdown => "the harness stopped",
             Self::SwitchModel => "the model is being switched",
             Self::NotWanted => "not waiting any more",
+            Self::Budget => "budget: the turn cost more than usd_per_turn",
         }
     }
 }

@@ -13,11 +13,13 @@ use tokio_util::sync::CancellationToken;
 
 use super::door::RemoteDoor;
 use super::lead::{self, Lead};
+use super::library::Library;
 use super::link::{self, Feed};
 use super::locks::Locks;
 use super::outbox::{self, Post};
 use super::reconnect::Connection;
 use super::{Plan, instance::StartError};
+use crate::clock::Machine;
 
 /// News of the lease that wait for whoever leads; more are dropped, it asks anyway.
 const NEWS_MAX: usize = 8;
@@ -96,7 +98,8 @@ impl Generation {
         let handles = Handles { inputs: inputs.downgrade(), lead, door: door.connection(), links: connections };
         let claims = Arc::new(Notify::new());
         links.spawn(claim(Arc::clone(&claims), handles.lead.clone(), stop_links.clone()));
-        let setup = setup(plan, has_leases, store, instance, posted, claims);
+        links.spawn(tell_caught_up(handles.links.clone(), inputs.downgrade(), stop_links.clone()));
+        let setup = setup(plan, has_leases, store, instance, posted, claims, handles.lead.clone());
         let driver = tokio::spawn(drive(setup, Arc::new(door), outputs));
         let store = Arc::clone(store);
         Ok(Self { handles, store, inputs, links, outboxes, stop_links, stop_outboxes, driver, has_leases })
@@ -224,6 +227,25 @@ async fn carry(posted: Arc<Notify>, says: watch::Sender<u64>, store: Arc<AgentSt
     }
 }
 
+/// Tells the driver when every relay has handed over what it had, or could not be reached.
+async fn tell_caught_up(
+    links: Vec<(String, watch::Receiver<Connection>)>,
+    inputs: mpsc::WeakSender<Input>,
+    stop: CancellationToken,
+) {
+    let tell = async {
+        for (_, mut link) in links {
+            // A link that is gone hands over nothing more.
+            let _ = link.wait_for(|now| !matches!(now, Connection::Connecting | Connection::CatchingUp)).await;
+        }
+        if let Some(inputs) = inputs.upgrade() {
+            // A driver that is gone prompts nothing.
+            let _ = inputs.send(Input::CaughtUp).await;
+        }
+    };
+    stop.run_until_cancelled(tell).await;
+}
+
 /// Takes the lead when the owner says so in a control frame.
 async fn claim(claims: Arc<Notify>, lead: Lead, stop: CancellationToken) {
     while stop.run_until_cancelled(claims.notified()).await.is_some() {
@@ -238,6 +260,7 @@ fn setup(
     instance: String,
     outbox: Arc<Notify>,
     claims: Arc<Notify>,
+    lead: Lead,
 ) -> Setup {
     Setup {
         name: plan.name.clone(),
@@ -248,11 +271,17 @@ fn setup(
         queue: plan.queue,
         times: plan.times,
         policy: plan.policy.clone(),
+        about: plan.about.clone(),
         system: plan.system.clone(),
         spec: plan.spec.clone(),
+        budget: plan.budget,
+        prices: plan.prices.clone(),
         relays: plan.relays.clone(),
         has_leases,
         store: Arc::clone(store),
+        host: Arc::new(Machine::default()),
+        lead: Arc::new(lead),
+        library: Arc::new(Library::new(plan.relays.first().cloned().unwrap_or_default(), plan.credentials.clone())),
         outbox,
         claims,
     }

@@ -18,7 +18,8 @@ use super::lead::Standing;
 use super::reconnect::{Backoff, Connection};
 use crate::home::HomeError;
 
-const RECORDS: &str = "agent.db";
+/// The file of an agent's records in its directory.
+pub const RECORDS: &str = "agent.db";
 
 /// Why an instance did not start.
 #[derive(Debug, thiserror::Error)]
@@ -63,13 +64,19 @@ pub struct Status {
     pub outbox: (u64, u64),
 }
 
-/// A running instance. Dropped, it stops too, but nobody waits for that.
-pub struct Instance {
+/// What anybody in the process can see of an instance, and ask of it. It does not keep the instance running.
+#[derive(Debug, Clone)]
+pub struct Contact {
     name: String,
     store: Arc<AgentStore>,
-    stop: DropGuard,
     state: watch::Receiver<State>,
     handles: watch::Receiver<Option<Handles>>,
+}
+
+/// A running instance. Dropped, it stops too, but nobody waits for that.
+pub struct Instance {
+    contact: Contact,
+    stop: DropGuard,
     task: JoinHandle<()>,
     _lock: DirLock,
 }
@@ -99,9 +106,57 @@ impl Instance {
         let (name, stop) = (plan.name.clone(), CancellationToken::new());
         let keeper = Keeper { plan, store: Arc::clone(&store), drive, says, shows, stop: stop.clone() };
         let task = tokio::spawn(keeper.run(first));
-        Ok(Self { name: name.to_string(), store, stop: stop.drop_guard(), state, handles, task, _lock: lock })
+        let contact = Contact { name: name.to_string(), store, state, handles };
+        Ok(Self { contact, stop: stop.drop_guard(), task, _lock: lock })
     }
 
+    /// For whoever shows it or passes on what a person asks.
+    pub fn contact(&self) -> &Contact {
+        &self.contact
+    }
+
+    /// Whether it runs, as it changes.
+    pub fn state(&self) -> watch::Receiver<State> {
+        self.contact.state()
+    }
+
+    pub fn store(&self) -> &Arc<AgentStore> {
+        self.contact.store()
+    }
+
+    pub fn status(&self) -> Result<Status, StoreError> {
+        self.contact.status()
+    }
+
+    /// Who leads, as it changes.
+    pub fn standing(&self) -> Result<watch::Receiver<Standing>, NotRunning> {
+        self.contact.standing()
+    }
+
+    /// See [`Contact::claim`].
+    pub async fn claim(&self) -> Result<(), NotRunning> {
+        self.contact.claim().await
+    }
+
+    /// See [`Contact::stand_down`].
+    pub async fn stand_down(&self) -> Result<(), NotRunning> {
+        self.contact.stand_down().await
+    }
+
+    /// See [`Contact::command`].
+    pub async fn command(&self, command: Command) -> Result<Result<String, String>, NotRunning> {
+        self.contact.command(command).await
+    }
+
+    /// Ends turns, sends what they published, lets another lead. What is not sent by then is sent the next time.
+    pub async fn stop(self) {
+        drop(self.stop);
+        // A keeper that failed has nothing left to stop.
+        let _ = self.task.await;
+    }
+}
+
+impl Contact {
     /// Whether it runs, as it changes.
     pub fn state(&self) -> watch::Receiver<State> {
         self.state.clone()
@@ -150,19 +205,13 @@ impl Instance {
         answer.await.map_err(|_| NotRunning)
     }
 
-    /// Ends turns, sends what they published, lets another lead. What is not sent by then is sent the next time.
-    pub async fn stop(self) {
-        drop(self.stop);
-        // A keeper that failed has nothing left to stop.
-        let _ = self.task.await;
-    }
-
     fn running(&self) -> Result<Handles, NotRunning> {
         self.handles.borrow().clone().ok_or(NotRunning)
     }
 }
 
-fn make_directory(path: &std::path::Path) -> Result<(), HomeError> {
+/// One that is there already is left as it is.
+pub fn make_directory(path: &std::path::Path) -> Result<(), HomeError> {
     use std::os::unix::fs::DirBuilderExt;
     let failed = |source| HomeError::Io { verb: "create", path: path.to_owned(), source };
     std::fs::DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(failed)

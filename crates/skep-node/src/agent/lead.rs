@@ -8,6 +8,7 @@
 
 use std::time::Duration;
 
+use futures_util::future::BoxFuture;
 use skep_agent::driver::Input;
 use skep_core::door::Door;
 use skep_core::leader::{Effect, Facts, Hold, Leader, Mode, RelayLease, Role};
@@ -130,6 +131,12 @@ impl Lead {
     }
 }
 
+impl skep_agent::driver::Lead for Lead {
+    fn may_act(&self) -> BoxFuture<'_, bool> {
+        Box::pin(Self::may_act(self))
+    }
+}
+
 type Answer = (Question, Result<skep_core::door::Accepted, Refusal>);
 
 struct Inboxes {
@@ -184,6 +191,7 @@ impl Task {
                     return;
                 }
                 Event::Order(Order::Claim) => {
+                    self.prompter.iter_mut().for_each(Prompter::claim);
                     self.look(|local, lease| {
                         local.leader.claim();
                         local.tick(lease)
@@ -195,7 +203,12 @@ impl Task {
                     let lease = self.lease();
                     let may_act = self.at_files(move |local| local.may_act(lease)).await;
                     let _ = reply.send(may_act);
-                    continue;
+                    if may_act || !matches!(self.says.borrow().role, Role::Prompter(_)) {
+                        continue;
+                    }
+                    // Whoever asked steps back by it, so it is told how things stand, changed or not.
+                    self.look(Local::tick).await;
+                    self.untold = Some(self.says.borrow().role.clone());
                 }
                 Event::News(event) => {
                     // That our own lease was renewed is no reason to look at the files.

@@ -295,11 +295,10 @@ impl Link {
     async fn hand(&self, event: VerifiedEvent) -> Result<(), Ended> {
         let event = event.raw().clone();
         if event.kind == Kind::LEASE_STATE {
+            // It names the agent and is no word to it. Full: whoever reads it asks the relay itself every few seconds.
             if let Some(leases) = &self.feed.leases {
-                // Full: whoever reads it asks the relay itself every few seconds.
                 let _ = leases.try_send(event);
             }
-            // It names the agent and says nothing to it: no message.
             return Ok(());
         }
         let input = Input::Event { event: Box::new(event), relay: self.feed.url.clone() };

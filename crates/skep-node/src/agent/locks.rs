@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 use rustix::fs::{FlockOperation, Mode, OFlags, flock};
 use rustix::io::Errno;
 use skep_core::leader::{File, Hold, LockFile, Pid};
+use skep_proto::time::UnixMs;
 use skep_proto::{PubKey, limits};
 
 use crate::home::{self, Existing, HomeError};
@@ -136,6 +137,26 @@ impl Locks {
             }
         }
     }
+}
+
+/// What an agent's lock file says, for a screen: read without the lock, so it may be of a moment ago.
+pub fn peek(directory: &Path, agent: &PubKey) -> Option<LockFile> {
+    let file = OsFile::open(directory.join(format!("{}.lock", agent.to_hex()))).ok()?;
+    let mut bytes = Vec::new();
+    file.take(limits::LEADER_FILE_BYTES_MAX as u64).read_to_end(&mut bytes).ok()?;
+    serde_json::from_slice(&bytes).ok()
+}
+
+/// Whether the process of a claim lives and renews it.
+pub fn is_alive(claim: &LockFile, now: UnixMs) -> bool {
+    let is_fresh = now.saturating_sub(claim.claimed_at.0) <= limits::LEADER_STALE_MS;
+    is_fresh && is_running(claim.pid)
+}
+
+/// Whether there is a process of this number.
+pub fn is_running(pid: u32) -> bool {
+    let pid = i32::try_from(pid).ok().filter(|pid| *pid > 0).and_then(rustix::process::Pid::from_raw);
+    pid.is_some_and(|pid| rustix::process::test_kill_process(pid) != Err(Errno::SRCH))
 }
 
 /// Whether two instances run on one machine, as far as their names tell.

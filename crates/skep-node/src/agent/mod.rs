@@ -12,6 +12,7 @@ mod gap;
 mod generation;
 mod instance;
 pub mod lead;
+pub mod library;
 pub mod link;
 pub mod locks;
 mod notice;
@@ -22,13 +23,16 @@ pub mod settings;
 
 pub use skep_agent::demo::run as demo;
 
-pub use instance::{Instance, NotRunning, StartError, State, Status};
+pub(crate) use instance::make_directory;
+pub use instance::{Contact, Instance, NotRunning, RECORDS, StartError, State, Status};
 
 use std::path::PathBuf;
 
 use skep_agent::Spec;
 use skep_core::audience::Audience;
+use skep_core::budget::Limits;
 use skep_core::leader::Mode;
+use skep_core::meter::PriceTable;
 use skep_core::permit::Policy;
 use skep_core::{queue, turn};
 use skep_proto::name::AgentName;
@@ -44,7 +48,10 @@ pub struct Plan {
     pub audience: Audience,
     pub queue: queue::Settings,
     pub times: turn::Times,
+    pub about: String,
     pub system: String,
+    pub budget: Limits,
+    pub prices: Option<PriceTable>,
     pub spec: Spec,
     /// The first is its home.
     pub relays: Vec<String>,

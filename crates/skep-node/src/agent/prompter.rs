@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use skep_core::door::Accepted;
 use skep_core::leader::RelayLease;
-use skep_proto::lease::Epoch;
+use skep_proto::lease::{Conflict, Epoch};
 use skep_proto::limits::{LEADER_REFRESH_MS, LEASE_TTL_SECS_DEFAULT};
 use skep_proto::time::UnixMs;
 use skep_proto::{Draft, Kind, Prefix, RawEvent, Refusal};
@@ -42,6 +42,8 @@ pub struct Prompter {
     /// News says that ours was taken.
     is_doubted: bool,
     may_steal: bool,
+    /// A person wants this instance to lead: the lease is taken over, wherever its holder is. Until it is ours.
+    is_claimed: bool,
     grants: Grants,
     /// What the relay said last, when it was not a lease.
     said: Option<String>,
@@ -93,6 +95,7 @@ impl Prompter {
             quiet_until: None,
             is_doubted: false,
             may_steal,
+            is_claimed: false,
             grants: Grants::Unknown,
             said: None,
         }
@@ -102,7 +105,8 @@ impl Prompter {
         match (&self.held, &self.other) {
             _ if self.grants == Grants::No => RelayLease::None,
             (Some(mine), _) if mine.is_held(now) => RelayLease::Held(mine.epoch),
-            (_, Some(_)) => RelayLease::Others,
+            // What ran out is nobody's, as far as is known: the stored state of a lease outlives it.
+            (_, Some((_, until))) if *until > now.wall => RelayLease::Others,
             _ => RelayLease::Unknown,
         }
     }
@@ -139,8 +143,16 @@ impl Prompter {
             return Some(self.question(now, "renew", Some(mine.epoch)));
         }
         let is_of_here = self.other.as_ref().is_some_and(|(other, _)| is_same_machine(other, &self.instance));
-        let op = if is_of_here && has_hold && self.may_steal { "steal" } else { "acquire" };
+        let is_to_steal = self.is_claimed || (is_of_here && has_hold);
+        let op = if is_to_steal && self.may_steal { "steal" } else { "acquire" };
         Some(self.question(now, op, None))
+    }
+
+    /// A person wants this instance to lead, whoever does.
+    pub fn claim(&mut self) {
+        if self.held.is_none() {
+            (self.is_claimed, self.quiet_until) = (true, None);
+        }
     }
 
     /// There is a connection again: what was said without one need not be waited for.
@@ -179,6 +191,7 @@ impl Prompter {
         match answer {
             Ok(Accepted::Answered(text)) if let Some(epoch) = number(&text, "epoch") => {
                 self.held = Some(Mine { epoch, since: question.asked });
+                self.is_claimed = false;
                 (self.other, self.said, self.grants) = (None, None, Grants::Yes);
             }
             Ok(_) => self.grants_none("it took a lease request for a note"),
@@ -192,7 +205,7 @@ impl Prompter {
             Prefix::Conflict => {
                 self.grants = Grants::Yes;
                 self.held = None;
-                self.conflict(&refusal.text, now);
+                self.conflict(&refusal, now);
             }
             Prefix::Unsupported | Prefix::Blocked if self.grants != Grants::Yes => self.grants_none(&said),
             _ => {
@@ -203,14 +216,13 @@ impl Prompter {
         self.said = Some(said);
     }
 
-    /// `held by <instance> epoch=… expires=…`, or `expired: …`: then it is free.
-    fn conflict(&mut self, text: &str, now: Now) {
+    /// Held by another, or free.
+    fn conflict(&mut self, refusal: &Refusal, now: Now) {
         let before = self.other.take();
-        let Some(instance) = text.strip_prefix("held by ").and_then(|rest| rest.split(' ').next()) else { return };
-        let until = number(text, "expires").map_or(0, |secs| secs.saturating_mul(1_000));
-        let is_news = before.as_ref().is_none_or(|(known, _)| known != instance);
-        self.other = Some((instance.to_owned(), until));
-        let may_steal = self.may_steal && is_same_machine(instance, &self.instance);
+        let Some(Conflict::Held { instance, expires_at, .. }) = Conflict::read(refusal) else { return };
+        let is_news = before.as_ref().is_none_or(|(known, _)| *known != instance);
+        let may_steal = self.may_steal && is_same_machine(&instance, &self.instance);
+        self.other = Some((instance, expires_at.saturating_mul(1_000)));
         // The next question may be another one; the same again waits.
         if !(is_news && may_steal) {
             self.quiet_until = Some(now.steady + AGAIN);
@@ -339,6 +351,23 @@ mod tests {
     }
 
     #[test]
+    fn a_claim_takes_the_lease_over_from_another_machine_once() {
+        let (mut lease, mut clock) = (prompter("m/1"), Clock::start());
+        let held = || Err(Prefix::Conflict.because("held by n/0 epoch=3 expires=1000099"));
+        let question = lease.ask(clock.0, true).expect("a question");
+        lease.answered(&question, held(), clock.0);
+        lease.claim();
+        let question = lease.ask(clock.0, true).expect("at once");
+        assert_eq!(op(&question), "steal");
+        lease.answered(&question, granted(4), clock.0);
+        // Lost again, it is not taken back: that was one claim.
+        let question = lease.ask(clock.after(5_000), true).expect("it is renewed");
+        lease.answered(&question, held(), clock.0);
+        let question = lease.ask(clock.after(1_001), true).expect("asked again");
+        assert_eq!(op(&question), "acquire");
+    }
+
+    #[test]
     fn a_relay_without_leases_leaves_the_guarantee_to_the_machine() {
         for answer in
             [Ok(Accepted::Duplicate), Err(Prefix::Blocked.because("kind")), Err(Prefix::Unsupported.because("x"))]
@@ -374,6 +403,17 @@ mod tests {
         assert!(lease.ask(clock.after(10), true).is_none());
         lease.connected();
         assert!(lease.ask(clock.0, true).is_some(), "there is one now");
+    }
+
+    #[test]
+    fn a_stored_state_that_ran_out_is_nobodys_lease() {
+        let (mut lease, mut clock) = (prompter("m/1"), Clock::start());
+        let resource = lease.resource.clone();
+        let state = Draft::new(Kind::LEASE_STATE, 1, "").tag(["d", &resource]).tag(["instance", "n/9"]);
+        let state = lease.credentials.keys.sign(state.tag(["epoch", "2"]).tag(["expires", "1000001"]));
+        lease.noted(state.raw(), clock.0);
+        assert_eq!(lease.lease(clock.0), RelayLease::Others);
+        assert_eq!(lease.lease(clock.after(1_000)), RelayLease::Unknown, "and the relay is asked");
     }
 
     #[test]

@@ -4,10 +4,13 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 use skep_agent::child::environment::Environment;
-use skep_agent::openai::OpenAi;
+use skep_agent::detect::{PRESETS, Preset};
+use skep_agent::openai::{Key, OpenAi, Secret};
 use skep_agent::{Kind, Spec};
 use skep_core::audience::{Audience, RespondTo};
+use skep_core::budget;
 use skep_core::leader;
+use skep_core::meter::{Price, PriceTable};
 use skep_core::permit::{Policy, Stance};
 use skep_core::queue;
 use skep_proto::attestation::Attestation;
@@ -19,6 +22,9 @@ use crate::client::{Credentials, parse_relay_url};
 use crate::config::ConfigError;
 use crate::keys::{self, KeyName, Keys};
 use url::Url;
+
+/// The preset that needs nothing but this binary: the program that `skep agent demo` is.
+pub const BUILT_IN: &str = "demo";
 
 /// Turns of one agent at once: each is a backend process of its own.
 const PARALLEL_MAX: usize = 16;
@@ -67,7 +73,8 @@ settings! {
     auth: Vec<String> = Vec::new();
     /// What runs its turns: `acp` (an Agent Client Protocol program), `openai` (a model server) or `command`.
     backend: BackendKind = BackendKind::Acp;
-    /// A known program by its name, in place of `command`.
+    /// A known ACP program in place of `command`: `claude`, `codex`, `gemini`, `goose`, `opencode`, `qwen`, `kimi` or
+    /// `vibe`; `demo` is built in. It is started so that it asks before it acts; `args` come after its own.
     preset: String = String::new();
     /// The program of `acp` and `command`: a path, or a name that is looked up in PATH.
     command: String = String::new();
@@ -77,15 +84,20 @@ settings! {
     base_url: String = String::new();
     /// The model by the name that the backend has for it; empty: the backend's own choice.
     model: String = String::new();
+    /// A file with the key for the server of `openai`, read before each call.
+    api_key_file: String = String::new();
+    /// The variable of our environment with that key, in place of a file.
+    api_key_env: String = String::new();
     /// How freely an ACP program acts, by its own name for it; empty: as it is set up.
     session_mode: String = String::new();
-    /// Who may prompt: `owner`, `siblings`, `allowlist`, `anyone` or `nobody`.
+    /// Who may prompt: `owner`, `siblings`, `members` (of the home relay, or of the group where it was said), `allowlist`,
+    /// `anyone` or `nobody`.
     respond_to: RespondTo = RespondTo::Owner;
     /// Keys that may prompt where `respond_to` is `allowlist`: npub or hex.
     allowlist: Vec<String> = Vec::new();
     /// Turns at once, each in a channel of its own: 1 to 16.
     parallel: usize = 1;
-    /// What a new message does to the turn that runs in its channel: `queue`, `interrupt` or `steer`.
+    /// What a new message does to the turn that runs in its channel: `queue` or `interrupt`.
     mode: queue::Mode = queue::Mode::Queue;
     /// What becomes of a permission that the backend asks for: `ask` its owner, `reject` or `allow`.
     policy: Stance = Stance::Ask;
@@ -93,14 +105,21 @@ settings! {
     relays: Vec<String> = Vec::new();
     /// Whether the home relay grants leases, as Skep's does. Without them the guarantees are per machine.
     leases: bool = true;
-    /// What every prompt begins with.
+    /// What it says of itself in its profile (kind 0), which it publishes when there is none with its key.
+    about: String = String::new();
+    /// What every prompt begins with; for `openai`, the system message.
     system: String = String::new();
     /// Where its backend works; empty: `<home>/agents/<name>/work`.
     workdir: String = String::new();
     /// Names of variables of our environment that its backend gets beside the usual ones.
     env: Vec<String> = Vec::new();
-    /// What it may spend. Not kept by this version, and refused.
+    /// What it may spend: `usd_per_day`, `tokens_per_day` (of a UTC day), `usd_per_turn`, `turns_per_hour`.
+    /// Counted by the records of this machine.
     budget: BudgetSettings = BudgetSettings::default();
+    /// US dollars for a million tokens, where its backend does not say what it costs: `input`, `output`, `cache_read`,
+    /// `cache_write`, and the `date` of the prices. 0 for a model of your own. Without it and with no word of the
+    /// backend, a turn counts as what was set aside for it.
+    price: Option<PriceSettings> = None;
 }
 
 settings! {
@@ -123,7 +142,45 @@ pub struct BudgetSettings {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub usd_per_turn: Option<f64>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub turns_per_hour: Option<u64>,
+    pub turns_per_hour: Option<u32>,
+}
+
+/// `price`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PriceSettings {
+    pub input: f64,
+    pub output: f64,
+    /// As `input` when it is left out.
+    #[serde(default)]
+    pub cache_read: Option<f64>,
+    #[serde(default)]
+    pub cache_write: Option<f64>,
+    #[serde(default)]
+    pub date: String,
+}
+
+impl PriceSettings {
+    fn table(&self) -> PriceTable {
+        let price = Price {
+            input: self.input,
+            output: self.output,
+            cache_read: self.cache_read.unwrap_or(self.input),
+            cache_write: self.cache_write.unwrap_or(self.input),
+        };
+        PriceTable { source: "settings".into(), date: self.date.clone(), rows: Vec::new(), others: Some(price) }
+    }
+
+    fn amounts(&self) -> impl Iterator<Item = f64> {
+        [self.input, self.output].into_iter().chain(self.cache_read).chain(self.cache_write)
+    }
+}
+
+impl BudgetSettings {
+    fn limits(&self) -> budget::Limits {
+        let Self { usd_per_day, tokens_per_day, usd_per_turn, turns_per_hour } = *self;
+        budget::Limits { usd_per_day, tokens_per_day, usd_per_turn, turns_per_hour }
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -164,11 +221,8 @@ impl AgentSettings {
 
     /// What can be told without a key, a disk or a network.
     pub fn check(&self) -> Result<(), ConfigError> {
-        if self.respond_to == RespondTo::Members {
-            return Err(self.wrong("respond_to", "\"members\" cannot be looked up yet; use \"allowlist\""));
-        }
-        if self.budget != BudgetSettings::default() {
-            return Err(self.wrong("budget", "is not kept by this version: leave it out rather than trust it"));
+        if self.mode == queue::Mode::Steer {
+            return Err(self.wrong("mode", "\"steer\": no backend takes a message into a turn; use queue or interrupt"));
         }
         if self.name.len() > limits::NAME_BYTES_MAX || self.name.parse::<KeyName>().is_err() {
             return Err(self.wrong("name", "is 1 to 63 of a-z 0-9 - _ and begins with a letter or digit"));
@@ -198,8 +252,22 @@ impl AgentSettings {
         if is_program && !self.base_url.is_empty() {
             return Err(self.wrong("base_url", "is for backend = \"openai\""));
         }
+        for (setting, value) in [("api_key_file", &self.api_key_file), ("api_key_env", &self.api_key_env)] {
+            if is_program && !value.is_empty() {
+                return Err(self.wrong(setting, "is for backend = \"openai\""));
+            }
+        }
+        if !self.api_key_file.is_empty() && !self.api_key_env.is_empty() {
+            return Err(self.wrong("api_key_env", "and api_key_file are two ways to say one thing; give one"));
+        }
         if is_program && self.command.is_empty() && self.preset.is_empty() {
             return Err(self.wrong("command", "is needed, or a preset"));
+        }
+        if !self.preset.is_empty() && self.backend == BackendKind::Acp {
+            self.preset()?;
+        }
+        if !self.preset.is_empty() && self.backend == BackendKind::Command {
+            return Err(self.wrong("preset", "is for backend = \"acp\""));
         }
         if !self.command.is_empty() && !self.preset.is_empty() {
             return Err(self.wrong("preset", "and command are two ways to say one thing; give one"));
@@ -219,10 +287,24 @@ impl AgentSettings {
 
     fn check_budget(&self) -> Result<(), ConfigError> {
         let usd = [self.budget.usd_per_day, self.budget.usd_per_turn];
-        if usd.into_iter().flatten().any(|usd| !usd.is_finite() || usd < 0.0) {
+        let is_amount = |usd: f64| usd.is_finite() && usd >= 0.0;
+        if !usd.into_iter().flatten().all(is_amount) {
             return Err(self.wrong("budget", "has an amount that is not 0 or more"));
         }
+        if !self.price.iter().flat_map(PriceSettings::amounts).all(is_amount) {
+            return Err(self.wrong("price", "has an amount that is not 0 or more"));
+        }
         Ok(())
+    }
+
+    /// `None`: the program is named by the command, or built in.
+    fn preset(&self) -> Result<Option<&'static Preset>, ConfigError> {
+        if self.preset.is_empty() || self.preset == BUILT_IN {
+            return Ok(None);
+        }
+        let known = || PRESETS.iter().map(|preset| preset.name).chain([BUILT_IN]).collect::<Vec<_>>().join(", ");
+        let found = PRESETS.iter().find(|preset| preset.name == self.preset);
+        found.map(Some).ok_or_else(|| self.wrong("preset", format!("is one of {}", known())))
     }
 
     fn allowed(&self) -> Result<Vec<PubKey>, ConfigError> {
@@ -248,11 +330,19 @@ impl AgentSettings {
         self.check()?;
         let directory = home.join("agents").join(&self.name);
         let (attestation, owner) = self.attestation(&keys)?;
+        let host: Vec<(String, String)> = host.into_iter().collect();
+        let key = self.api_key(&host)?;
         let env = Environment::allowed(host, &self.env, &[]).map_err(|error| self.wrong("env", error.to_string()))?;
         let workdir = if self.workdir.is_empty() { directory.join("work") } else { PathBuf::from(&self.workdir) };
-        let kind = self.kind(env.get("PATH").unwrap_or_default())?;
+        let kind = self.kind(env.get("PATH").unwrap_or_default(), key)?;
         let some = |text: &String| (!text.is_empty()).then(|| text.clone());
-        let spec = Spec { model: some(&self.model), mode: some(&self.session_mode), ..Spec::new(kind, workdir, env) };
+        let preset = if self.backend == BackendKind::Acp { self.preset()? } else { None };
+        let env = match preset {
+            Some(preset) => preset.environment(&env).map_err(|error| self.wrong("preset", error.to_string()))?,
+            None => env,
+        };
+        let mode = some(&self.session_mode).or_else(|| preset?.mode.map(str::to_owned));
+        let spec = Spec { model: some(&self.model), mode, ..Spec::new(kind, workdir, env) };
         Ok(Plan {
             name: self.name.parse().map_err(|error: NameError| self.wrong("name", error.to_string()))?,
             policy: Policy { policy: self.policy, rules: Vec::new() },
@@ -260,7 +350,11 @@ impl AgentSettings {
             audience: Audience { respond_to: self.respond_to, owner, allowlist: self.allowed()? },
             queue: queue::Settings { mode: self.mode, parallel: self.parallel, ..queue::Settings::default() },
             times: Default::default(),
-            system: self.system.clone(),
+            about: self.about.clone(),
+            // A model server has a place of its own for it.
+            system: if self.backend == BackendKind::OpenAi { String::new() } else { self.system.clone() },
+            budget: self.budget.limits(),
+            prices: self.price.as_ref().map(PriceSettings::table),
             spec,
             relays: self.relays.clone(),
             has_leases: self.leases,
@@ -283,7 +377,7 @@ impl AgentSettings {
         }
     }
 
-    fn model_server(&self) -> Result<OpenAi, ConfigError> {
+    fn model_server(&self, key: Key) -> Result<OpenAi, ConfigError> {
         let url: Url = self.base_url.parse().map_err(|error| self.wrong("base_url", format!("is no URL: {error}")))?;
         if !matches!(url.scheme(), "http" | "https") {
             return Err(self.wrong("base_url", "begins with http:// or https://"));
@@ -291,18 +385,58 @@ impl AgentSettings {
         if self.model.is_empty() {
             return Err(self.wrong("model", "must be named for a model server"));
         }
-        Ok(OpenAi::new(url, self.model.clone()))
+        let system = (!self.system.is_empty()).then(|| self.system.clone());
+        Ok(OpenAi { key, system, ..OpenAi::new(url, self.model.clone()) })
     }
 
-    fn kind(&self, path: &str) -> Result<Kind, ConfigError> {
+    /// The provider's key, or where it is read.
+    fn api_key(&self, host: &[(String, String)]) -> Result<Key, ConfigError> {
+        if !self.api_key_env.is_empty() {
+            let value = host.iter().find(|(name, value)| *name == self.api_key_env && !value.trim().is_empty());
+            let (_, value) =
+                value.ok_or_else(|| self.wrong("api_key_env", format!("{} is not set", self.api_key_env)))?;
+            return Ok(Key::Given(Secret::new(value.trim().to_owned())));
+        }
+        if self.api_key_file.is_empty() {
+            return Ok(Key::None);
+        }
+        let path = std::path::absolute(&self.api_key_file);
+        path.map(Key::File).map_err(|error| self.wrong("api_key_file", error.to_string()))
+    }
+
+    /// What runs its turns, for a person.
+    pub fn backend_name(&self) -> String {
+        if self.preset == BUILT_IN {
+            return "built-in demo".into();
+        }
         if !self.preset.is_empty() {
-            return Err(self.wrong("preset", "is not known to this version; give its command and args"));
+            let known = PRESETS.iter().find(|preset| preset.name == self.preset);
+            return known.map_or_else(|| self.preset.clone(), |preset| preset.title.to_owned());
+        }
+        match self.backend {
+            BackendKind::OpenAi => self.model.clone(),
+            BackendKind::Acp | BackendKind::Command => self.command.rsplit('/').next().unwrap_or_default().to_owned(),
+        }
+    }
+
+    fn kind(&self, path: &str, key: Key) -> Result<Kind, ConfigError> {
+        if self.preset == BUILT_IN {
+            let failed = |error: std::io::Error| self.wrong("preset", format!("this program cannot be found: {error}"));
+            let args = ["agent", "demo"].map(str::to_owned).to_vec();
+            return Ok(Kind::Acp { command: std::env::current_exe().map_err(failed)?, args });
+        }
+        if let Some(preset) = self.preset()? {
+            let command = preset.commands.iter().find_map(|command| find(command, path));
+            let missing = || format!("{} is not in PATH: {}", preset.title, preset.install);
+            let command = command.ok_or_else(|| self.wrong("preset", missing()))?;
+            let args = preset.args.iter().map(|arg| (*arg).to_owned()).chain(self.args.iter().cloned()).collect();
+            return Ok(Kind::Acp { command, args });
         }
         let program = || find(&self.command, path).ok_or_else(|| self.wrong("command", "is not a program in PATH"));
         Ok(match self.backend {
             BackendKind::Acp => Kind::Acp { command: program()?, args: self.args.clone() },
             BackendKind::Command => Kind::Command { command: program()?, args: self.args.clone() },
-            BackendKind::OpenAi => Kind::OpenAi(self.model_server()?),
+            BackendKind::OpenAi => Kind::OpenAi(self.model_server(key)?),
         })
     }
 }
@@ -321,96 +455,4 @@ fn is_program(path: &Path) -> bool {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn agent(change: impl FnOnce(&mut AgentSettings)) -> AgentSettings {
-        let mut settings = AgentSettings {
-            name: "scout".into(),
-            backend: BackendKind::Command,
-            command: "/bin/cat".into(),
-            relays: vec!["ws://127.0.0.1:7777".into()],
-            ..AgentSettings::default()
-        };
-        change(&mut settings);
-        settings
-    }
-
-    #[test]
-    fn a_wrong_setting_is_named() {
-        assert!(agent(|_| {}).check().is_ok());
-        type Change = (&'static str, fn(&mut AgentSettings));
-        let change: [Change; 12] = [
-            ("name", |a| a.name = "Scout".into()),
-            ("name", |a| a.name = "a".repeat(64)),
-            ("relays", |a| a.relays.clear()),
-            ("relays", |a| a.relays.push("http://x".into())),
-            ("relays", |a| a.relays.push(a.relays[0].clone())),
-            ("parallel", |a| a.parallel = 0),
-            ("allowlist", |a| a.allowlist.push("x".into())),
-            ("command", |a| a.command.clear()),
-            ("preset", |a| a.preset = "goose".into()),
-            ("model", |a| (a.backend, a.command) = (BackendKind::OpenAi, String::new())),
-            ("base_url", |a| a.base_url = "http://x".into()),
-            ("budget", |a| a.budget.usd_per_day = Some(-1.0)),
-        ];
-        for (setting, change) in change {
-            let error = agent(change).check().expect_err(setting).to_string();
-            assert!(error.contains(&format!(": {setting}: ")), "{error}");
-        }
-        let twice = check_all(&[agent(|_| {}), agent(|_| {})]).expect_err("twice").to_string();
-        assert!(twice.starts_with("agent \"scout\": name: "), "{twice}");
-    }
-
-    #[test]
-    fn a_file_has_agents_and_what_is_unknown_in_it_is_named() {
-        let dir = tempfile::tempdir().expect("a directory");
-        let file = dir.path().join("config.toml");
-        let load = |more: &str| {
-            let text = "[leader]\nmode = \"manual\"\n[[agent]]\nname = \"scout\"\ncommand = \"goose\"\nargs = [\"acp\"]\n\
-                respond_to = \"siblings\"\nrelays = [\"ws://127.0.0.1:7777\"]\n";
-            std::fs::write(&file, format!("{text}{more}")).expect("written");
-            crate::config::Settings::load(Some(&file)).map_err(|error| error.to_string())
-        };
-        let settings = load("").expect("it is read");
-        assert_eq!((settings.agent[0].backend, settings.leader.mode), (BackendKind::Acp, leader::Mode::Manual));
-        assert_eq!((settings.agent[0].budget.usd_per_day, settings.agent[0].respond_to), (None, RespondTo::Siblings));
-        for (more, named) in [
-            ("budget = { usd_per_day = 2.5 }", "budget"),
-            ("paralel = 2", "paralel"),
-            ("parallel = 0", "parallel"),
-            ("backend = \"x\"", "backend"),
-        ] {
-            let error = load(more).expect_err(more);
-            assert!(error.contains(named), "{error}");
-        }
-    }
-
-    #[test]
-    fn a_plan_has_a_checked_owner_and_a_program_that_is_there() {
-        let (keys, owner) = (Keys::generate().expect("randomness"), Keys::generate().expect("randomness"));
-        let conditions = skep_proto::attestation::Conditions::default();
-        let auth = skep_proto::attestation::attest(owner.keypair(), &keys.pubkey(), &conditions, &[0; 32]);
-        let leader = LeaderSettings { dir: "/locks".into(), ..LeaderSettings::default() };
-        let plan = |change: fn(&mut AgentSettings), auth: &[String]| {
-            let mut settings = agent(change);
-            settings.auth = auth.to_vec();
-            settings.plan(&leader, keys.clone(), Path::new("/h"), [("PATH".into(), "/bin".into())])
-        };
-        let made = plan(|a| a.command = "cat".into(), &auth).expect("a plan");
-        assert_eq!((made.audience.owner, made.spec.cwd), (Some(owner.pubkey()), PathBuf::from("/h/agents/scout/work")));
-        assert!(matches!(made.spec.kind, Kind::Command { command, .. } if command == Path::new("/bin/cat")));
-        for (setting, found) in [
-            ("command", plan(|a| a.command = "no-such-program".into(), &auth)),
-            ("auth", plan(|_| {}, &auth[..3])),
-            ("auth", plan(|_| {}, &["auth".into(), owner.pubkey().to_hex(), String::new(), "0".repeat(128)])),
-            ("env", plan(|a| a.env = vec!["SKEP_KEY".into(), "PATH".into()], &auth)),
-        ] {
-            match found {
-                Err(error) => assert!(error.to_string().contains(&format!(": {setting}: ")), "{error}"),
-                // A variable of ours that is not set cannot be passed on.
-                Ok(plan) => assert_eq!((setting, plan.spec.env.get("SKEP_KEY")), ("env", None)),
-            }
-        }
-    }
-}
+mod tests;

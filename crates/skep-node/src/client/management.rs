@@ -1,4 +1,4 @@
-//! Relay management: JSON-RPC over HTTP POST on the relay's own URL (NIP-86), signed by NIP-98.
+//! What a relay says about itself (NIP-11), and its management: JSON-RPC over HTTP POST on the relay's own URL (NIP-86), signed by NIP-98.
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -40,7 +40,7 @@ pub async fn management(url: &str, method: &str, params: &Value, keys: &Keys) ->
 }
 
 /// The same place by HTTP.
-fn http_url(text: &str) -> Result<Url, ClientError> {
+pub(super) fn http_url(text: &str) -> Result<Url, ClientError> {
     let as_relay = match text.split_once("://") {
         Some(("http", rest)) => format!("ws://{rest}"),
         Some(("https", rest)) => format!("wss://{rest}"),
@@ -53,7 +53,26 @@ fn http_url(text: &str) -> Result<Url, ClientError> {
 
 async fn call(url: &Url, method: &str, params: &Value, keys: &Keys) -> Result<Value, ClientError> {
     let body = serde_json::json!({ "method": method, "params": params }).to_string();
-    let request = request(url, body, keys)?;
+    let (status, body) = exchange(url, request(url, body, keys)?).await?;
+    answer(url, status, &body)
+}
+
+/// What a relay says about itself (NIP-11).
+pub async fn information(url: &str) -> Result<Value, ClientError> {
+    let url = http_url(url)?;
+    let bad = |_| ClientError::BadUrl { url: url.to_string(), why: "it has no HTTP form" };
+    let request = Request::builder()
+        .uri(&url[url::Position::BeforePath..url::Position::AfterQuery])
+        .header(header::HOST, &url[url::Position::BeforeHost..url::Position::AfterPort])
+        .header(header::ACCEPT, "application/nostr+json")
+        .body(Full::new(Bytes::new()))
+        .map_err(bad)?;
+    let (status, body) = exchange(&url, request).await?;
+    let document = serde_json::from_slice(&body).ok().filter(|_| status.is_success());
+    document.ok_or_else(|| ClientError::NotARelay { url: url.to_string(), cause: "it tells nothing of itself".into() })
+}
+
+async fn exchange(url: &Url, request: Request<Full<Bytes>>) -> Result<(StatusCode, Bytes), ClientError> {
     let stream = dial::transport(url).await?;
     let lost = |cause: hyper::Error| ClientError::Lost { url: url.to_string(), cause: cause.to_string() };
     let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(lost)?;
@@ -62,7 +81,7 @@ async fn call(url: &Url, method: &str, params: &Value, keys: &Keys) -> Result<Va
         let status = response.status();
         let body = Limited::new(response.into_body(), ANSWER_BYTES_MAX).collect().await;
         let body = body.map_err(|cause| ClientError::Lost { url: url.to_string(), cause: cause.to_string() })?;
-        answer(url, status, &body.to_bytes())
+        Ok((status, body.to_bytes()))
     };
     tokio::pin!(exchange);
     tokio::select! {

@@ -53,12 +53,12 @@ async fn answer(setup: Setup, _: Arc<RemoteDoor>, mut inputs: mpsc::Receiver<Inp
             }
             Input::Command(Command::Resume, reply) => drop(reply.send(Ok(setup.instance.clone()))),
             Input::Flushed(done) => drop(done.send(())),
-            Input::Delivered { .. } | Input::Command(..) => {}
+            Input::CaughtUp | Input::Delivered { .. } | Input::Command(..) => {}
         }
         for message in waiting.drain(..).filter(|_| leads) {
             let reply = Draft::new(Kind::NOTE, unix_now(), format!("to {}", message.content));
             let reply = keys.sign(reply.tag(["e", &message.id.to_hex()])).raw().clone();
-            setup.store.enqueue(&[reply], &setup.relays, unix_now(), None)?;
+            setup.store.enqueue(&[reply], &setup.relays, unix_now())?;
             setup.outbox.notify_one();
         }
     }

@@ -38,7 +38,7 @@ impl Posted {
     }
 
     fn put(&self, events: &[RawEvent]) {
-        self.store.enqueue(events, std::slice::from_ref(&self.relay), unix_now(), None).unwrap();
+        self.store.enqueue(events, std::slice::from_ref(&self.relay), unix_now()).unwrap();
         self.news.send_modify(|n| *n += 1);
     }
 

@@ -13,7 +13,7 @@ use tokio::time::timeout;
 use crate::hive::{Hive, PATIENCE};
 
 /// An instance with a home of its own, on a machine that is its lock directory.
-fn instance(hive: &Hive, home: &str, machine: &str, script: &str) -> Instance {
+pub fn instance(hive: &Hive, home: &str, machine: &str, script: &str) -> Instance {
     let settings = AgentSettings {
         name: "scout".into(),
         auth: hive.consent().into(),
@@ -31,7 +31,7 @@ fn instance(hive: &Hive, home: &str, machine: &str, script: &str) -> Instance {
 }
 
 /// Waits until one of them prompts; gives which.
-async fn prompter(instances: &[Instance]) -> usize {
+pub async fn prompter(instances: &[Instance]) -> usize {
     let found = timeout(PATIENCE, async {
         loop {
             let leads = |instance: &Instance| {

@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use super::telemetry::{envelope, words};
 use super::{Direction, EnvelopeError, PayloadError};
-use crate::{Draft, PubKey, RawEvent, Timestamp, limits};
+use crate::{Draft, EventId, PubKey, RawEvent, Timestamp, limits};
 
 /// The sealed payload of a control frame.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -118,6 +118,16 @@ pub struct ControlResult {
     pub option_id: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub instance_id: Option<String>,
+    /// Ours: the frame that this answers. Two who decide at once would not know whose result is whose.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub control_event_id: Option<EventId>,
+}
+
+impl ControlResult {
+    #[must_use]
+    pub fn to_frame(self, control: EventId) -> Self {
+        Self { control_event_id: Some(control), ..self }
+    }
 }
 
 /// Why a control frame is not obeyed.
@@ -201,6 +211,9 @@ mod tests {
             assert_eq!(Control::from_json(json), Ok(Some(control.clone())));
             assert_eq!(serde_json::to_string(&control.answer(status)).expect("it is written"), result);
         }
+        let answer = Control::CancelTurn { channel_id: "c".into() }.answer(Status::Sent).to_frame(EventId([1; 32]));
+        let json = format!(r#"{{"type":"cancel_turn","status":"sent","controlEventId":"{}"}}"#, "01".repeat(32));
+        assert_eq!(serde_json::to_string(&answer).expect("it is written"), json);
     }
 
     #[test]

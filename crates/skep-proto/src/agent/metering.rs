@@ -4,7 +4,7 @@ use serde::{Deserialize, Deserializer, Serialize};
 
 use super::PayloadError;
 use crate::time::Moment;
-use crate::{Draft, Kind, PubKey, Timestamp, limits};
+use crate::{Draft, EventId, Kind, PubKey, RawEvent, Timestamp, limits, thread};
 
 /// The sealed payload of a 44200. `None` is unknown; it is written as null and is never zero.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -43,6 +43,12 @@ pub struct TurnMetric {
     /// Ours: where the costs come from. Without it nobody knows, and readers keep them apart.
     #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "known_or_none")]
     pub cost_basis: Option<CostBasis>,
+    /// The messages that the turn was about.
+    #[serde(default, skip_serializing_if = "Vec::is_empty", deserialize_with = "known_or_none")]
+    pub triggering_event_ids: Vec<EventId>,
+    /// The first message of the thread that they are in.
+    #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "known_or_none")]
+    pub root_event_id: Option<EventId>,
 }
 
 /// Counters, of a turn or of a session so far.
@@ -160,6 +166,13 @@ impl TurnMetric {
         Ok(())
     }
 
+    /// With the message that the turn was about, and the root of its thread.
+    #[must_use]
+    pub fn about(self, trigger: &RawEvent) -> Self {
+        let root = thread::root_of(trigger).unwrap_or(trigger.id);
+        Self { triggering_event_ids: vec![trigger.id], root_event_id: Some(root), ..self }
+    }
+
     /// The envelope around the sealed payload. No `h` tag: how busy a channel is stays inside.
     pub fn draft(&self, agent: &PubKey, owner: &PubKey, sealed: String, expires_at: Option<Timestamp>) -> Draft {
         let draft = Draft::new(Kind::AGENT_METRIC, self.timestamp.secs(), sealed)
@@ -185,9 +198,9 @@ fn null_is_default<'de, D: Deserializer<'de>>(d: D) -> Result<Tally, D::Error> {
 }
 
 /// What we do not understand is as if it were not there: a newer word must not cost the counters beside it.
-fn known_or_none<'de, D: Deserializer<'de>, T: serde::de::DeserializeOwned>(d: D) -> Result<Option<T>, D::Error> {
+fn known_or_none<'de, D: Deserializer<'de>, T: serde::de::DeserializeOwned + Default>(d: D) -> Result<T, D::Error> {
     let value = serde_json::Value::deserialize(d)?;
-    Ok(T::deserialize(value).ok())
+    Ok(T::deserialize(value).unwrap_or_default())
 }
 
 const _: () = assert!(limits::SEALED_BYTES_MAX == u16::MAX as usize);
@@ -224,6 +237,8 @@ mod tests {
                 cache_class: None,
             }),
             cost_basis: Some(CostBasis::Reported),
+            triggering_event_ids: Vec::new(),
+            root_event_id: None,
         }
     }
 
@@ -241,6 +256,15 @@ mod tests {
                 r#""costBasis":{"kind":"reported"}}"#
             )
         );
+        let about = TurnMetric {
+            triggering_event_ids: vec![EventId([1; 32])],
+            root_event_id: Some(EventId([2; 32])),
+            ..sample()
+        };
+        let (json, ids) = (text(&about.to_json()), ["01".repeat(32), "02".repeat(32)]);
+        let tail = format!(r#","triggeringEventIds":["{}"],"rootEventId":"{}"}}"#, ids[0], ids[1]);
+        assert!(json.ends_with(&tail), "{json}");
+        assert_eq!(TurnMetric::from_json(&json), Ok(about));
         let estimated = CostBasis::Estimated { source: "list".into(), date: "2026-11-01".into() };
         let json = serde_json::to_string(&estimated).expect("it is written");
         assert_eq!(json, r#"{"kind":"estimated","source":"list","date":"2026-11-01"}"#);

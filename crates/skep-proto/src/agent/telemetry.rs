@@ -17,6 +17,9 @@ pub struct Telemetry {
     pub kind: TelemetryKind,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub agent_index: Option<u32>,
+    /// Ours, on what is sealed by itself, not on the items of a batch: which launch of the harness counts these numbers.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub instance_id: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub channel_id: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -90,6 +93,8 @@ words! {
         PermissionTerminal = "permission_terminal",
         TurnLiveness = "turn_liveness",
         LeadershipStatus = "leadership_status",
+        /// Ours: where a message in the inbox stands.
+        MessageState = "message_state",
         Batch = "batch",
     }
 }
@@ -212,6 +217,24 @@ pub struct LeadershipStatus {
     pub is_leader: bool,
 }
 
+/// Payload of `message_state`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct MessageStatus {
+    pub event_id: EventId,
+    /// A word of the inbox: `stored`, `queued`, `prompted`, `answered`, `refused`, `expired` or `dead`.
+    pub state: String,
+    /// Why it is there; `""`: in the ordinary way.
+    #[serde(default)]
+    pub reason: String,
+    /// Turns that failed.
+    #[serde(default)]
+    pub attempts: u32,
+    /// It waits because the agent begins no turns; `reason` says why.
+    #[serde(default)]
+    pub is_paused: bool,
+}
+
 fn is_zero(n: &u64) -> bool {
     *n == 0
 }
@@ -259,6 +282,7 @@ mod tests {
             timestamp: Moment(1_782_936_663_213),
             kind,
             agent_index: None,
+            instance_id: None,
             channel_id: Some("c".into()),
             session_id: None,
             turn_id: None,

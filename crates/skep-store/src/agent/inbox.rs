@@ -105,6 +105,21 @@ impl AgentStore {
         self.messages("ORDER BY n DESC", most)
     }
 
+    /// The newest messages in one state, newest first.
+    pub fn messages_in(&self, state: &str, most: u32) -> Result<Vec<Message>, StoreError> {
+        let select = format!("SELECT {COLUMNS} FROM inbox WHERE state = ? ORDER BY n DESC LIMIT ?");
+        self.read(|db| {
+            let mut select = db.prepare_cached(&select)?;
+            let rows = select.query_map(params![state, most], message)?;
+            rows.filter_map(Result::transpose).collect()
+        })
+    }
+
+    /// When a message came, or went on, last.
+    pub fn changed_at(&self) -> Result<Option<Timestamp>, StoreError> {
+        self.read(|db| db.query_row("SELECT max(state_at) FROM inbox", [], |row| row.get(0)))
+    }
+
     /// The ids and times of what came since, for reconciliation with a relay.
     pub fn message_ids(&self, since: Timestamp) -> Result<Vec<(Timestamp, EventId)>, StoreError> {
         self.read(|db| {
@@ -142,6 +157,11 @@ impl AgentStore {
     pub fn act_once(&self, id: &EventId, now: Timestamp) -> Result<bool, StoreError> {
         let insert = "INSERT OR IGNORE INTO acted (id, at) VALUES (?, ?)";
         self.write(|txn| Ok(txn.prepare_cached(insert)?.execute(params![id.0, now])? == 1))
+    }
+
+    /// Whether [`Self::act_once`] was asked for this id before.
+    pub fn has_acted(&self, id: &EventId) -> Result<bool, StoreError> {
+        self.read(|db| db.prepare_cached("SELECT 1 FROM acted WHERE id = ?")?.exists(params![id.0]))
     }
 
     /// How many messages are in each state.

@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use rusqlite::{Connection, Transaction, TransactionBehavior};
+use rusqlite::{Connection, OpenFlags, Transaction, TransactionBehavior};
 
 use crate::StoreError;
 
@@ -37,6 +37,15 @@ impl AgentStore {
         let mut db = Connection::open(path).map_err(|error| sql(&error))?;
         db.busy_timeout(BUSY).map_err(|error| sql(&error))?;
         schema::prepare(&mut db)?;
+        Ok(Self { db: Mutex::new(db), path: path.to_owned() })
+    }
+
+    /// Opens records that are there, and never writes: also while their driver runs.
+    pub fn open_to_read(path: &Path) -> Result<Self, StoreError> {
+        let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+        let db = Connection::open_with_flags(path, flags).map_err(|error| sql(&error))?;
+        db.busy_timeout(BUSY).map_err(|error| sql(&error))?;
+        schema::check(&db)?;
         Ok(Self { db: Mutex::new(db), path: path.to_owned() })
     }
 

@@ -3,8 +3,7 @@
 use rusqlite::{Transaction, params};
 use skep_proto::{EventId, RawEvent, Timestamp};
 
-use super::inbox::set_state;
-use super::{AgentStore, MessageState};
+use super::AgentStore;
 use crate::StoreError;
 
 /// An event that waits for a relay.
@@ -31,28 +30,43 @@ pub enum Delivery {
 }
 
 pub(super) fn put(txn: &Transaction<'_>, event: &RawEvent, relays: &[String], now: Timestamp) -> rusqlite::Result<()> {
+    put_as(txn, event, relays, now, None)
+}
+
+/// `held_by`: the turn that must let it go before it is sent.
+pub(super) fn put_as(
+    txn: &Transaction<'_>,
+    event: &RawEvent,
+    relays: &[String],
+    now: Timestamp,
+    held_by: Option<&str>,
+) -> rusqlite::Result<()> {
     let is_passing = event.kind.class() == skep_proto::kind::Class::Ephemeral;
-    let insert = "INSERT OR IGNORE INTO outbox (id, event, is_passing, made_at) VALUES (?, ?, ?, ?)";
-    txn.prepare_cached(insert)?.execute(params![event.id.0, event.to_json(), is_passing, now])?;
-    let mut deliver =
-        txn.prepare_cached("INSERT OR IGNORE INTO deliveries (id, relay, state) VALUES (?, ?, 'waiting')")?;
-    relays.iter().try_for_each(|relay| deliver.execute(params![event.id.0, relay]).map(drop))
+    let insert = "INSERT OR IGNORE INTO outbox (id, event, is_passing, made_at, held_by) VALUES (?, ?, ?, ?, ?)";
+    txn.prepare_cached(insert)?.execute(params![event.id.0, event.to_json(), is_passing, now, held_by])?;
+    let state = if held_by.is_some() { "held" } else { "waiting" };
+    let mut deliver = txn.prepare_cached("INSERT OR IGNORE INTO deliveries (id, relay, state) VALUES (?, ?, ?)")?;
+    relays.iter().try_for_each(|relay| deliver.execute(params![event.id.0, relay, state]).map(drop))
 }
 
 impl AgentStore {
-    /// Keeps events to be sent; and, in the same transaction, where a message stands now.
-    pub fn enqueue(
-        &self,
-        events: &[RawEvent],
-        relays: &[String],
-        now: Timestamp,
-        state: Option<(&EventId, &MessageState)>,
-    ) -> Result<(), StoreError> {
-        self.write(|txn| {
-            events.iter().try_for_each(|event| put(txn, event, relays, now))?;
-            let Some((id, state)) = state else { return Ok(()) };
-            set_state(txn, id, state).map(drop)
-        })
+    /// Keeps events to be sent.
+    pub fn enqueue(&self, events: &[RawEvent], relays: &[String], now: Timestamp) -> Result<(), StoreError> {
+        self.write(|txn| events.iter().try_for_each(|event| put(txn, event, relays, now)))
+    }
+
+    /// What a turn held back may be sent.
+    pub fn release_held(&self, turn: &str) -> Result<(), StoreError> {
+        let update = "UPDATE deliveries SET state = 'waiting'
+            WHERE state = 'held' AND id IN (SELECT id FROM outbox WHERE held_by = ?)";
+        self.write(|txn| txn.prepare_cached(update)?.execute(params![turn]).map(drop))
+    }
+
+    /// What a turn held back is not to be sent.
+    pub fn drop_held(&self, turn: &str) -> Result<(), StoreError> {
+        let delete = "DELETE FROM outbox WHERE held_by = ?
+            AND NOT EXISTS (SELECT 1 FROM deliveries d WHERE d.id = outbox.id AND d.state != 'held')";
+        self.write(|txn| txn.prepare_cached(delete)?.execute(params![turn]).map(drop))
     }
 
     /// What is to be sent to a relay now, in the order it was made.
@@ -101,7 +115,7 @@ impl AgentStore {
         self.write(|txn| {
             let done = txn.execute(
                 "DELETE FROM outbox WHERE made_at < ?
-                    AND NOT EXISTS (SELECT 1 FROM deliveries d WHERE d.id = outbox.id AND d.state = 'waiting')",
+                    AND NOT EXISTS (SELECT 1 FROM deliveries d WHERE d.id = outbox.id AND d.state IN ('waiting', 'held'))",
                 params![older_than],
             )?;
             let waiting: u64 = txn.query_row("SELECT count(*) FROM outbox", [], |row| row.get(0))?;

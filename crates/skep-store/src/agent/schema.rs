@@ -6,7 +6,8 @@ use super::sql;
 use crate::StoreError;
 
 /// `user_version` of the newest schema: the number of steps below.
-const STEPS: [&str; 1] = ["
+const STEPS: [&str; 2] = [
+    "
 CREATE TABLE inbox (
     n          INTEGER PRIMARY KEY AUTOINCREMENT,
     id         BLOB NOT NULL UNIQUE,
@@ -82,7 +83,28 @@ CREATE TABLE facts (
     name  TEXT PRIMARY KEY,
     value TEXT NOT NULL
 ) STRICT;
-"];
+",
+    "
+-- The turn whose lease must be ended before this is sent.
+ALTER TABLE outbox ADD COLUMN held_by TEXT;
+-- JSON: what was set aside for a turn, and what it was charged with in the end.
+ALTER TABLE turns ADD COLUMN reserved TEXT;
+ALTER TABLE turns ADD COLUMN charge TEXT;
+",
+];
+
+/// Refuses a file that this program cannot read as it is.
+pub(super) fn check(db: &Connection) -> Result<(), StoreError> {
+    let found: u32 = db.pragma_query_value(None, "user_version", |row| row.get(0)).map_err(|error| sql(&error))?;
+    let known = STEPS.len() as u32;
+    if found > known {
+        return Err(StoreError::Format { found, known });
+    }
+    if found < known {
+        return Err(StoreError::Other("these records are of an older version; start the agent once".into()));
+    }
+    Ok(())
+}
 
 /// Brings a file to the newest schema, or says that it is newer than this program.
 pub(super) fn prepare(db: &mut Connection) -> Result<(), StoreError> {

@@ -4,7 +4,7 @@ use rusqlite::{OptionalExtension, Row, params};
 use skep_proto::{EventId, PubKey, RawEvent, Timestamp};
 
 use super::inbox::set_state;
-use super::outbox::put;
+use super::outbox::{put, put_as};
 use super::{AgentStore, MessageState};
 use crate::StoreError;
 
@@ -21,6 +21,8 @@ pub struct TurnRow {
     pub started_at: Timestamp,
     /// The text that the model sees, to the letter.
     pub prompt: String,
+    /// JSON: what was set aside for it.
+    pub reserved: Option<String>,
     pub end: Option<TurnEnd>,
 }
 
@@ -35,6 +37,8 @@ pub struct TurnEnd {
     pub answer: Option<EventId>,
     /// The metric's payload as JSON, when anything was observed.
     pub metric: Option<String>,
+    /// JSON: what its budget is charged with. `None`: nothing.
+    pub charge: Option<String>,
 }
 
 /// The session of a channel, to be taken up again.
@@ -47,7 +51,7 @@ pub struct SessionRow {
 }
 
 const COLUMNS: &str = "turn, trigger_id, epoch, attempt, channel, author, started_at, prompt, ended_at, outcome, reason, \
-     reply, answer, metric";
+     reply, answer, metric, reserved, charge";
 
 fn turn(row: &Row<'_>) -> rusqlite::Result<TurnRow> {
     let end = match row.get::<_, Option<Timestamp>>(8)? {
@@ -58,6 +62,7 @@ fn turn(row: &Row<'_>) -> rusqlite::Result<TurnRow> {
             reply: row.get(11)?,
             answer: row.get::<_, Option<[u8; 32]>>(12)?.map(EventId),
             metric: row.get(13)?,
+            charge: row.get(15)?,
         }),
         None => None,
     };
@@ -70,6 +75,7 @@ fn turn(row: &Row<'_>) -> rusqlite::Result<TurnRow> {
         author: PubKey(row.get(5)?),
         started_at: row.get(6)?,
         prompt: row.get(7)?,
+        reserved: row.get(14)?,
         end,
     })
 }
@@ -77,8 +83,9 @@ fn turn(row: &Row<'_>) -> rusqlite::Result<TurnRow> {
 impl AgentStore {
     /// Writes what the model will see before it sees it.
     pub fn begin_turn(&self, row: &TurnRow) -> Result<(), StoreError> {
-        let insert = "INSERT INTO turns (turn, trigger_id, epoch, attempt, channel, author, started_at, prompt)
-            VALUES (?, ?, ?, ?, ?, ?, ?, ?)";
+        let insert =
+            "INSERT INTO turns (turn, trigger_id, epoch, attempt, channel, author, started_at, prompt, reserved)
+            VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)";
         self.write(|txn| {
             txn.prepare_cached(insert)?
                 .execute(params![
@@ -89,30 +96,29 @@ impl AgentStore {
                     row.channel,
                     row.author.0,
                     row.started_at,
-                    row.prompt
+                    row.prompt,
+                    row.reserved
                 ])
                 .map(drop)
         })
     }
 
-    /// Ends a turn: its outcome, where its message stands, and what is to be published, all or nothing.
+    /// Ends a turn: its outcome and what is to be published, all or nothing. `held`: not before it is let go.
     pub fn end_turn(
         &self,
         turn: &str,
         end: &TurnEnd,
-        message: Option<(&EventId, &MessageState)>,
+        held: &[RawEvent],
         events: &[RawEvent],
         relays: &[String],
     ) -> Result<(), StoreError> {
         self.write(|txn| {
-            let update = "UPDATE turns SET ended_at = ?, outcome = ?, reason = ?, reply = ?, answer = ?, metric = ?
-                WHERE turn = ?";
+            let update = "UPDATE turns SET ended_at = ?, outcome = ?, reason = ?, reply = ?, answer = ?, metric = ?,
+                charge = ? WHERE turn = ?";
             let answer = end.answer.map(|id| id.0);
-            let values = params![end.at, end.outcome, end.reason, end.reply, answer, end.metric, turn];
+            let values = params![end.at, end.outcome, end.reason, end.reply, answer, end.metric, end.charge, turn];
             txn.prepare_cached(update)?.execute(values)?;
-            if let Some((id, state)) = message {
-                set_state(txn, id, state)?;
-            }
+            held.iter().try_for_each(|event| put_as(txn, event, relays, end.at, Some(turn)))?;
             events.iter().try_for_each(|event| put(txn, event, relays, end.at))
         })
     }
@@ -135,10 +141,30 @@ impl AgentStore {
         })
     }
 
-    /// A reply that no relay takes is no answer.
-    pub fn forget_answer(&self, answer: &EventId) -> Result<(), StoreError> {
+    /// A reply that its relay does not take is no answer: its message stands where `state` says.
+    pub fn take_back(&self, answer: &EventId, message: &EventId, state: &MessageState) -> Result<(), StoreError> {
         let update = "UPDATE turns SET answer = NULL, outcome = 'fenced' WHERE answer = ?";
-        self.write(|txn| txn.prepare_cached(update)?.execute(params![answer.0]).map(drop))
+        self.write(|txn| {
+            txn.prepare_cached(update)?.execute(params![answer.0])?;
+            set_state(txn, message, state).map(drop)
+        })
+    }
+
+    /// Replies that a relay refused for good, with what it said, and that were not taken back yet.
+    pub fn refused_answers(&self, relay: &str) -> Result<Vec<(EventId, String)>, StoreError> {
+        let select = "SELECT t.answer, d.said FROM deliveries d JOIN turns t ON t.answer = d.id
+            WHERE d.state = 'refused' AND d.relay = ? ORDER BY t.n";
+        self.read(|db| {
+            let mut select = db.prepare_cached(select)?;
+            let rows = select.query_map(params![relay], |row| Ok((EventId(row.get(0)?), row.get(1)?)))?;
+            rows.collect()
+        })
+    }
+
+    /// Turns whose replies are held.
+    pub fn held_turns(&self) -> Result<Vec<TurnRow>, StoreError> {
+        let held = "SELECT o.held_by FROM deliveries d JOIN outbox o USING (id) WHERE d.state = 'held'";
+        self.turns(&format!("WHERE turn IN ({held}) ORDER BY n"), u32::MAX)
     }
 
     /// Turns that began and did not end: this process or another died in them, or they run now.
@@ -148,6 +174,12 @@ impl AgentStore {
 
     pub fn newest_turns(&self, most: u32) -> Result<Vec<TurnRow>, StoreError> {
         self.turns("ORDER BY n DESC", most)
+    }
+
+    /// When the newest turn of a channel began.
+    pub fn last_turn_at(&self, channel: &str) -> Result<Option<Timestamp>, StoreError> {
+        let select = "SELECT max(started_at) FROM turns WHERE channel = ? AND ended_at IS NOT NULL";
+        self.read(|db| db.prepare_cached(select)?.query_row(params![channel], |row| row.get(0)))
     }
 
     /// Turns of a window, oldest first: for budgets and usage.

@@ -7,13 +7,14 @@ use skep_node::keys::{Keys, fresh_aux, npub};
 use skep_proto::PubKey;
 use skep_proto::attestation::{AttestationError, Conditions, attest};
 
-use super::{block_on, keyring, load_key, run as runner};
+use super::{block_on, fleet, keyring, load_key, run as runner};
 use crate::cli::{AgentCommand, ManagementArgs};
 use crate::error::{CliError, Kind};
 use crate::screen::Output;
 
 pub fn run(command: AgentCommand, out: &mut Output) -> Result<(), CliError> {
     match command {
+        AgentCommand::Fleet(command) => fleet::run(command, out),
         AgentCommand::Run { names, settings } => runner::run(&names, &settings, out),
         AgentCommand::Demo => runner::demo(),
         AgentCommand::Attest { agent, owner, kind, before, after } => {

@@ -4,8 +4,9 @@ use serde_json::json;
 use skep_node::clock::unix_now;
 use skep_node::doctor::{self, Report, State};
 use skep_node::home::Home;
+use skep_node::skew;
 
-use super::relay;
+use super::{block_on, relay};
 use crate::cli::SettingsArgs;
 use crate::error::{CliError, Kind};
 use crate::screen::{Output, escape};
@@ -13,8 +14,13 @@ use crate::screen::{Output, escape};
 pub fn run(args: &SettingsArgs, out: &mut Output) -> Result<(), CliError> {
     let home = Home::locate()?;
     let path = relay::config_path(&home, args.config.as_ref());
-    let settings = relay::load(&home, args).map(|settings| (settings, path));
-    let report = doctor::examine(&home, settings, unix_now());
+    let settings = relay::load(&home, args);
+    let skews = match &settings {
+        Ok(settings) => block_on(async { Ok(skew::skews(&home, settings, unix_now).await) })?,
+        // Which relays there are is not known.
+        Err(_) => Vec::new(),
+    };
+    let report = doctor::examine(&home, settings.map(|settings| (settings, path)), unix_now(), &skews);
     if out.json {
         let Report { checks, limits } = &report;
         out.json_line(&json!({ "ok": report.is_well(), "checks": checks, "limits": limits }))?;

@@ -3,19 +3,28 @@
 mod agent;
 mod channels;
 mod compact;
+mod demo;
 mod doctor;
 mod event;
 mod export;
 mod filter;
+mod fleet;
 mod import;
+mod inbox;
 mod input;
 mod key;
 mod name;
+mod owner;
 mod progress;
 mod publish;
 mod relay;
+mod roster;
 mod run;
+mod signals;
+mod status;
 mod sync;
+mod table;
+mod up;
 
 use std::future::Future;
 use std::time::Duration;
@@ -31,9 +40,20 @@ use crate::screen::{self, Output};
 pub fn run(cli: Cli) -> Result<(), CliError> {
     let mut out = Output::new(cli.json);
     match cli.command {
+        Command::Up(args) => up::run(&args, &mut out),
+        Command::Status(args) => status::run(&args, &mut out),
+        Command::Inbox(args) => inbox::run(&args, &mut out),
+        Command::Pause(args) => fleet::pause(&args, &mut out),
+        Command::Resume(args) => fleet::resume(&args, &mut out),
         Command::Key(command) => key::run(command, &mut out),
         Command::Event(command) => event::run(command, &mut out),
         Command::Agent(command) => agent::run(command, &mut out),
+        Command::Ask(args) => owner::ask(&args, &mut out),
+        Command::Say(args) => owner::say(&args, &mut out),
+        Command::Watch(args) => owner::watch(&args, &mut out),
+        Command::Approve(args) => owner::decide(&args, true, &mut out),
+        Command::Deny(args) => owner::decide(&args, false, &mut out),
+        Command::Usage(args) => owner::usage(&args, &mut out),
         Command::Relay(command) => relay::run(command, &mut out),
         Command::Import(args) => import::run(&args, &mut out),
         Command::Export(args) => export::run(&args, &mut out),

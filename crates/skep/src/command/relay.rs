@@ -76,8 +76,13 @@ async fn serve(settings: &Settings, home: &Home, out: &mut Output) -> Result<(),
 
 /// Events of the program itself, to stderr; `RUST_LOG` says how many.
 pub fn start_log() {
+    start_log_at("info");
+}
+
+/// The same where `RUST_LOG` is not set, from this level on.
+pub fn start_log_at(level: &str) {
     let filter = tracing_subscriber::EnvFilter::try_from_default_env()
-        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
+        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new(level));
     // A second start in one process keeps the first log.
     let _ = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).try_init();
 }

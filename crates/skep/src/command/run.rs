@@ -1,14 +1,18 @@
 //! `skep agent run`: instances of agents until told to stop; `skep agent demo`: the program to try them with.
 
+use std::sync::Arc;
+
 use serde_json::json;
 use skep_node::agent::settings::AgentSettings;
 use skep_node::agent::{Instance, Plan};
+use skep_node::control::Server;
+use skep_node::fleet::{Facts, Fleet};
 use skep_node::home::Home;
 use skep_node::keys::npub;
-use tokio::signal::unix::{SignalKind, signal};
 
 use super::load_key;
 use super::relay::{settings, start_log};
+use super::signals::Signals;
 use crate::cli::SettingsArgs;
 use crate::error::{CliError, Kind};
 use crate::screen::Output;
@@ -22,11 +26,12 @@ pub fn run(names: &[String], args: &SettingsArgs, out: &mut Output) -> Result<()
         .into_iter()
         .map(|agent| {
             let keys = load_key(agent.key_name())?;
-            Ok(agent.plan(&settings.leader, keys, home.path(), std::env::vars())?)
+            let plan = agent.plan(&settings.leader, keys, home.path(), std::env::vars())?;
+            Ok((Facts::of_plan(agent, &plan), plan))
         })
-        .collect::<Result<Vec<Plan>, CliError>>()?;
+        .collect::<Result<Vec<(Facts, Plan)>, CliError>>()?;
     start_log();
-    runtime()?.block_on(serve(plans, out))
+    runtime()?.block_on(serve(&home, plans, out))
 }
 
 fn choose<'a>(agents: &'a [AgentSettings], names: &[String]) -> Result<Vec<&'a AgentSettings>, CliError> {
@@ -42,25 +47,25 @@ fn choose<'a>(agents: &'a [AgentSettings], names: &[String]) -> Result<Vec<&'a A
     Ok(agents.iter().filter(|agent| names.is_empty() || names.contains(&agent.name)).collect())
 }
 
-async fn serve(plans: Vec<Plan>, out: &mut Output) -> Result<(), CliError> {
-    let failed = |error| CliError::new(Kind::Internal, format!("cannot wait for signals: {error}"));
-    let mut terminate = signal(SignalKind::terminate()).map_err(failed)?;
-    let mut interrupt = signal(SignalKind::interrupt()).map_err(failed)?;
+async fn serve(home: &Home, plans: Vec<(Facts, Plan)>, out: &mut Output) -> Result<(), CliError> {
+    let mut signals = Signals::new()?;
+    let fleet = Arc::new(Fleet::new(None));
     let mut instances = Vec::new();
-    for plan in plans {
+    for (facts, plan) in plans {
         let (name, key) = (plan.name.clone(), plan.credentials.keys.pubkey());
-        instances.push(Instance::start(plan).map_err(|error| CliError::new(Kind::Internal, error))?);
+        let instance = Instance::start(plan).map_err(|error| CliError::new(Kind::Internal, error))?;
+        fleet.put(facts, Ok(instance.contact().clone()));
+        instances.push(instance);
         if out.json {
             out.json_line(&json!({ "agent": name, "pubkey": key }))?;
         } else {
             out.line(&format!("running {name} {}", npub(&key)))?;
         }
     }
+    let control = Server::start(home, fleet)?;
     out.flush()?;
-    tokio::select! {
-        _ = terminate.recv() => {}
-        _ = interrupt.recv() => {}
-    }
+    signals.next().await;
+    drop(control);
     for instance in instances {
         instance.stop().await;
     }
@@ -74,7 +79,7 @@ pub fn demo() -> Result<(), CliError> {
     std::process::exit(i32::from(ended.is_err()));
 }
 
-fn runtime() -> Result<tokio::runtime::Runtime, CliError> {
+pub fn runtime() -> Result<tokio::runtime::Runtime, CliError> {
     tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()

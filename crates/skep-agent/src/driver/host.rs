@@ -1,0 +1,48 @@
+//! What an instance is given of its machine: the time, randomness, the word on whether it leads, and a look at its relay.
+
+use futures_util::future::BoxFuture;
+use skep_proto::time::UnixMs;
+use skep_proto::{Filter, PubKey, RawEvent, Timestamp};
+
+/// Clocks and randomness of the machine. An instance has no others.
+pub trait Host: Send + Sync {
+    /// Milliseconds since 1970. It jumps when somebody sets it.
+    fn unix_ms(&self) -> UnixMs;
+
+    /// Milliseconds of a clock that never goes back.
+    fn steady_ms(&self) -> u64;
+
+    /// Fills with bytes that nobody can foresee. Without any, nothing that must be fresh may be made: it panics then.
+    fn fill_random(&self, bytes: &mut [u8]);
+}
+
+/// Knows whether this instance leads, by the facts of now.
+pub trait Lead: Send + Sync {
+    /// Whether it may act now. One that says no tells the role that is true ([`super::Input::Role`]) soon after.
+    fn may_act(&self) -> BoxFuture<'_, bool>;
+}
+
+/// What can be looked up at the home relay. Each answer comes in a bounded time.
+pub trait Library: Send + Sync {
+    /// What it has that matches, verified. `None`: it did not answer, and nothing is known.
+    fn look_up(&self, filters: Vec<Filter>) -> BoxFuture<'static, Option<Vec<RawEvent>>>;
+
+    /// The key that it signs its own lists with (NIP-11 `self`); `Some(None)`: it has none.
+    fn relay_key(&self) -> BoxFuture<'static, Option<Option<PubKey>>>;
+}
+
+impl dyn Host {
+    pub(super) fn unix_now(&self) -> Timestamp {
+        self.unix_ms() / 1_000
+    }
+
+    pub(super) fn random<const N: usize>(&self) -> [u8; N] {
+        let mut bytes = [0; N];
+        self.fill_random(&mut bytes);
+        bytes
+    }
+
+    pub(super) fn random_u64(&self) -> u64 {
+        u64::from_le_bytes(self.random())
+    }
+}

@@ -1,0 +1,91 @@
+//! What only the owner is told, in frames: where each message stands and why, and which instance leads.
+
+use serde::Serialize;
+use skep_core::door::Door;
+use skep_core::frames::Observation;
+use skep_core::queue::{Row, State};
+use skep_proto::agent::telemetry::{LeadershipStatus, MessageStatus, Payload, TelemetryKind};
+use skep_proto::time::Moment;
+use skep_proto::{Draft, EventId, Kind, limits};
+use skep_store::StoreError;
+
+use super::desk::{Desk, STOPS};
+use super::letter::Form;
+
+impl<D: Door + 'static> Desk<D> {
+    /// Whoever prompts says where a message stands; those who follow only repeat it later.
+    pub(super) fn tell_state(&mut self, row: &Row) {
+        if !self.is_prompter() {
+            return;
+        }
+        let waits = matches!(row.state, State::Stored | State::Queued);
+        let paused = self.queue.paused().filter(|reason| waits && *reason != STOPS);
+        let status = MessageStatus {
+            event_id: row.message.id,
+            state: row.state.as_str().to_owned(),
+            reason: paused.unwrap_or(&row.reason).to_owned(),
+            attempts: row.attempts,
+            is_paused: paused.is_some(),
+        };
+        let turn = match &row.state {
+            State::Prompted { turn, .. } => Some(turn.0.clone()),
+            _ => None,
+        };
+        self.push_frame(Some(row.message.channel.clone()), turn, TelemetryKind::MessageState, &status);
+    }
+
+    /// Something changed for all that wait.
+    pub(super) fn tell_waiting(&mut self) {
+        let waiting: Vec<Row> = self.queue.rows().filter(|row| row.state == State::Queued).cloned().collect();
+        waiting.iter().for_each(|row| self.tell_state(row));
+    }
+
+    pub(super) fn tell_role(&mut self) {
+        self.role_told_ms = Some(self.mono_ms());
+        let status = LeadershipStatus { instance_id: self.setup.instance.clone(), is_leader: self.is_prompter() };
+        self.push_frame(None, None, TelemetryKind::LeadershipStatus, &status);
+    }
+
+    /// Again, as often as the lock is written: whoever begins to watch hears it soon.
+    pub(super) fn tell_role_again(&mut self) {
+        let now = self.mono_ms();
+        if self.role_told_ms.is_some_and(|told| now.saturating_sub(told) >= limits::LEADER_REFRESH_MS) {
+            self.tell_role();
+        }
+    }
+
+    /// Under a card that was decided: an answer to it came too late.
+    pub(super) fn tell_late(&mut self, card: &EventId) -> Result<(), StoreError> {
+        let Some(owner) = self.setup.audience.owner else { return Ok(()) };
+        let text = "Too late: this was decided already, and the first answer stands.";
+        // What was said in a direct message is not named in clear.
+        if let Some((rumor, event)) = self.said_sealed.iter().find(|(_, event)| event == card) {
+            let form = if rumor == event { Form::Old } else { Form::Wrapped };
+            let events = self.direct(form, &owner, text);
+            return self.enqueue(&events);
+        }
+        let draft = Draft::new(Kind::NOTE, self.unix_now(), text)
+            .tag(["e", &card.to_hex(), "", "mention"])
+            .tag(["p", &owner.to_hex()]);
+        let event = self.sign(draft);
+        self.enqueue(&[event])
+    }
+
+    fn push_frame<T: Serialize>(
+        &mut self,
+        channel: Option<String>,
+        turn: Option<String>,
+        kind: TelemetryKind,
+        payload: &T,
+    ) {
+        let observation = Observation {
+            kind,
+            session_id: channel.as_deref().and_then(|channel| self.session_of(channel)),
+            channel_id: channel,
+            turn_id: turn,
+            authorization: None,
+            payload: Payload::of(payload),
+        };
+        self.frames.push(Moment(self.unix_ms()), observation);
+    }
+}

@@ -1,0 +1,155 @@
+//! Money has brakes: nothing begins that the budget does not allow, and what was spent is known after a restart.
+
+use std::sync::atomic::Ordering;
+
+use futures_util::future::BoxFuture;
+use serde_json::{Value, json};
+use skep_agent::openai::{OpenAi, Tool, ToolAnswer, Toolbox};
+use skep_core::backend::ToolKind;
+use skep_core::budget::Limits;
+use skep_core::meter::{Price, PriceTable};
+
+use super::*;
+use crate::leading::until_is;
+use crate::mock_model::{MockModel, Reply};
+
+/// A dollar for a thousand tokens, in or out.
+fn prices() -> Option<PriceTable> {
+    let price = Price { input: 1_000.0, output: 1_000.0, cache_read: 1_000.0, cache_write: 1_000.0 };
+    Some(PriceTable { source: "settings".into(), date: "2026-11-21".into(), rows: Vec::new(), others: Some(price) })
+}
+
+fn openai(mock: &MockModel) -> Backend {
+    Backend::OpenAi(OpenAi::new(mock.base_url().parse().unwrap(), "mock"))
+}
+
+fn reason(instance: &Instance, event: &RawEvent) -> String {
+    instance.store.message(&event.id).unwrap().unwrap().state.detail
+}
+
+#[tokio::test]
+async fn what_the_hour_does_not_allow_waits_until_it_does_and_the_owner_is_told_once() {
+    let (dir, relay) = (tempfile::tempdir().unwrap(), Arc::new(Relay::default()));
+    let machine = Arc::new(Machine::default());
+    let store = Arc::new(AgentStore::open(&dir.path().join("one.db")).unwrap());
+    let start = |name: &str| {
+        let budget = Limits { turns_per_hour: Some(1), ..Limits::default() };
+        let setup = setup(dir.path(), name, script("cat >/dev/null; echo done"));
+        Instance::start(Setup { budget, store: Arc::clone(&store), host: machine.clone(), ..setup }, &relay)
+    };
+    let instance = start("first");
+    instance.tell(PROMPTER).await;
+    let first = mention(OWNER, "one");
+    instance.event(&first).await;
+    relay.wait_for(Kind::NOTE, 1).await;
+    let waiting = [mention(OWNER, "two"), mention(OWNER, "three")];
+    for event in &waiting {
+        instance.event(event).await;
+    }
+    let told = relay.wait_for(Kind::NOTE, 2).await.pop().unwrap();
+    assert!(told.content.starts_with("budget: turns_per_hour is used up until "), "{}", told.content);
+    assert_eq!(told.tags.values("p").collect::<Vec<_>>(), [pubkey(OWNER).to_hex()]);
+    until_is(&store, &waiting[0].id, "queued").await;
+    assert!(reason(&instance, &waiting[0]).contains("budget: turns_per_hour"));
+    instance.kill();
+
+    // A start forgets neither what was used nor that it was told.
+    let instance = start("second");
+    instance.tell(PROMPTER).await;
+    instance.event(&mention(OWNER, "four")).await;
+    let (reply, flushed) = oneshot::channel();
+    instance.tell(Input::Flushed(reply)).await;
+    flushed.await.unwrap();
+    assert_eq!(store.newest_turns(9).unwrap().len(), 1, "nothing is spent");
+    assert_eq!(relay.accepted(Kind::NOTE).len(), 2, "told once");
+    instance.kill();
+
+    machine.ahead_ms.store(3_600_000, Ordering::Relaxed);
+    let instance = start("third");
+    instance.tell(PROMPTER).await;
+    relay.wait_for(Kind::NOTE, 3).await;
+    until_is(&store, &waiting[0].id, "answered").await;
+    assert_eq!(store.newest_turns(9).unwrap().len(), 2, "one in an hour, the oldest first");
+}
+
+#[tokio::test]
+async fn a_days_money_is_counted_by_the_meter_and_after_a_restart() {
+    let (dir, relay) = (tempfile::tempdir().unwrap(), Arc::new(Relay::default()));
+    let mock = MockModel::start(|_| Reply::Text("one two three".into())).await;
+    let store = Arc::new(AgentStore::open(&dir.path().join("one.db")).unwrap());
+    let start = |name: &str, usd_per_day: f64| {
+        let budget = Limits { usd_per_day: Some(usd_per_day), ..Limits::default() };
+        let setup = setup(dir.path(), name, openai(&mock));
+        Instance::start(Setup { budget, prices: prices(), store: Arc::clone(&store), ..setup }, &relay)
+    };
+    let instance = start("first", 1_000.0);
+    instance.tell(PROMPTER).await;
+    let asked = mention(OWNER, "one");
+    instance.event(&asked).await;
+    until_is(&store, &asked.id, "answered").await;
+    let bill = &mock.ledger()[0];
+    let usd = (bill.input + bill.output) as f64 / 1_000.0;
+    let end = store.newest_turns(1).unwrap()[0].end.clone().unwrap();
+    let metric = TurnMetric::from_json(&end.metric.unwrap()).unwrap();
+    assert!(metric.turn.cost_usd.is_some_and(|cost| (cost - usd).abs() < 1e-9), "{metric:?}, {usd}");
+    instance.kill();
+
+    // One turn's money is left but for a hair: the next would need as much again.
+    let instance = start("second", 2.0 * usd - 0.000_01);
+    instance.tell(PROMPTER).await;
+    let asked = mention(OWNER, "two");
+    instance.event(&asked).await;
+    relay.wait_for(Kind::NOTE, 2).await;
+    assert!(
+        reason(&instance, &asked).contains("budget: usd_per_day is used up until"),
+        "{}",
+        reason(&instance, &asked)
+    );
+    assert_eq!(mock.ledger().len(), 1);
+    instance.kill();
+
+    let instance = start("third", 2.0 * usd + 0.000_01);
+    instance.tell(PROMPTER).await;
+    until_is(&store, &asked.id, "answered").await;
+    assert_eq!(mock.ledger().len(), 2, "as soon as there is money");
+}
+
+/// A tool that is never done.
+struct Again;
+
+impl Toolbox for Again {
+    fn tools(&self) -> Vec<Tool> {
+        let parameters = json!({ "type": "object", "properties": {} });
+        let (name, description) = ("again".to_owned(), "says: once more".to_owned());
+        vec![Tool { name, description, parameters, kind: ToolKind::Read, asks: false }]
+    }
+
+    fn call<'a>(&'a self, _: &'a str, _: Value) -> BoxFuture<'a, ToolAnswer> {
+        Box::pin(async { ToolAnswer::ok("once more") })
+    }
+}
+
+#[tokio::test]
+async fn a_turn_that_costs_more_than_one_may_is_ended_and_says_so() {
+    let (dir, relay) = (tempfile::tempdir().unwrap(), Arc::new(Relay::default()));
+    let mock = MockModel::start(|_| Reply::Tool { name: "again".into(), arguments: json!({}) }).await;
+    let Backend::OpenAi(settings) = openai(&mock) else { unreachable!() };
+    let backend = Backend::OpenAi(OpenAi { tools: Some(Arc::new(Again)), ..settings });
+    let budget = Limits { usd_per_turn: Some(0.5), ..Limits::default() };
+    let instance = Instance::start(Setup { budget, prices: prices(), ..setup(dir.path(), "a", backend) }, &relay);
+    instance.tell(PROMPTER).await;
+    let asked = mention(OWNER, "go on for ever");
+    instance.event(&asked).await;
+    until_is(&instance.store, &asked.id, "dead").await;
+    assert!(reason(&instance, &asked).contains("budget: the turn cost more than usd_per_turn"));
+    let notice = relay.wait_for(Kind::NOTE, 1).await.pop().unwrap();
+    assert!(notice.content.contains("usd_per_turn"), "{}", notice.content);
+    let end = instance.store.newest_turns(1).unwrap()[0].end.clone().unwrap();
+    assert_eq!(
+        (end.outcome.as_str(), end.reason.as_str()),
+        ("cancelled", "budget: the turn cost more than usd_per_turn")
+    );
+    let metric = TurnMetric::from_json(&end.metric.unwrap()).unwrap();
+    assert!(metric.turn.cost_usd.is_some_and(|usd| usd > 0.5), "and it is billed: {metric:?}");
+    assert!(mock.ledger().len() < 16, "it was ended in the middle: {} calls", mock.ledger().len());
+}

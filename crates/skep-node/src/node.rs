@@ -1,0 +1,245 @@
+//! One machine's part of a colony: a relay, the agents of the configuration, and the socket by which they are asked.
+//!
+//! Job: start them in order, show what could not be started, add what is added, stop in reverse order.
+//! Neighbours: [`crate::relay`], [`crate::agent`] and [`crate::control`] do the work; `skep up` prints.
+//! Lifetime: from [`Node::start`] to [`Node::stop`]; an agent that fails meanwhile is started again by itself.
+//! Must not: let one agent's failure stop another, or ask a person for anything after the start.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::future::join_all;
+use skep_proto::control::{Answer, Ask, NodeStatus, Outcome, RelayStatus};
+use skep_relay::Relay;
+use tokio::sync::mpsc;
+use tokio::time::{Instant, timeout, timeout_at};
+
+use crate::agent::Instance;
+use crate::agent::settings::{AgentSettings, LeaderSettings};
+use crate::config::{ConfigError, Settings};
+use crate::control::{ControlError, Server, ask_all};
+use crate::fleet::{Facts, Fleet, Reload};
+use crate::home::{Home, HomeError};
+use crate::keys::{self, KeyError, KeySource, Keyring, Keys, PASSPHRASE_VARIABLE, SecretText};
+use crate::relay::{self, UpError};
+
+/// How long everything may take to stop, and how much of it the agents have: a turn that is cancelled has 5 s to end.
+const STOP: Duration = Duration::from_secs(10);
+const STOP_AGENTS: Duration = Duration::from_secs(8);
+
+/// Why a node did not start.
+#[derive(Debug, thiserror::Error)]
+pub enum NodeError {
+    #[error("process {pid} runs this home already")]
+    Running { pid: u32 },
+    #[error("{address} is taken by another program")]
+    Taken { address: String, config: Option<PathBuf> },
+    #[error(transparent)]
+    Up(#[from] UpError),
+    #[error(transparent)]
+    Control(#[from] ControlError),
+    #[error(transparent)]
+    Key(#[from] KeyError),
+}
+
+impl NodeError {
+    /// What to try.
+    pub fn hint(&self) -> Option<String> {
+        match self {
+            Self::Running { pid } => Some(format!("skep status shows it; to stop it: kill {pid}")),
+            Self::Taken { address, config } => {
+                let port = address.rsplit(':').next().unwrap_or_default();
+                let file = config.as_ref().map_or_else(|| "config.toml".into(), |path| path.display().to_string());
+                Some(format!(
+                    "see which: ss -ltnp 'sport = :{port}'; or set another `listen` in [relay] of {file}, and \
+                    the agents' `relays` with it"
+                ))
+            }
+            Self::Up(error) => error.hint(),
+            Self::Control(error) => error.hint(),
+            Self::Key(error) => error.hint(),
+        }
+    }
+}
+
+/// What a node is started from.
+#[derive(Debug, Clone)]
+pub struct Blueprint {
+    pub home: Home,
+    /// Read again when agents are added.
+    pub config: Option<PathBuf>,
+    pub settings: Settings,
+}
+
+/// A running node.
+pub struct Node {
+    blueprint: Blueprint,
+    fleet: Arc<Fleet>,
+    wishes: mpsc::Receiver<Reload>,
+    relay: Option<Relay>,
+    instances: Vec<Instance>,
+    server: Server,
+}
+
+impl Node {
+    /// Relay first, then its agents, then the socket. An agent that cannot be started is shown with its reason, unless
+    /// its key lies open: then nothing runs until that is mended.
+    pub async fn start(blueprint: Blueprint) -> Result<Self, NodeError> {
+        let Blueprint { home, settings, .. } = &blueprint;
+        if let Some(pid) = running(home).await? {
+            return Err(NodeError::Running { pid });
+        }
+        let ring = Keyring::of(home);
+        let keys: Vec<_> = settings.agent.iter().map(|agent| load(&ring, agent, keys::passphrase)).collect();
+        let keys = keys.into_iter().map(refuse_open).collect::<Result<Vec<_>, KeyError>>()?;
+        let relay = match settings.relay.enabled {
+            true => Some(relay::start(&settings.relay, &ring, home.path()).await.map_err(|error| match error {
+                UpError::Listen { address, cause } if cause.kind() == std::io::ErrorKind::AddrInUse => {
+                    NodeError::Taken { address, config: blueprint.config.clone() }
+                }
+                other => NodeError::Up(other),
+            })?),
+            false => None,
+        };
+        let shown =
+            relay.as_ref().map(|relay| RelayStatus { url: format!("ws://{}", relay.address()), pubkey: relay.key() });
+        let (fleet, wishes) = Fleet::open(shown);
+        let fleet = Arc::new(fleet);
+        let mut instances = Vec::new();
+        for (agent, keys) in settings.agent.iter().zip(keys) {
+            instances.extend(start_agent(&fleet, home, &settings.leader, agent, keys));
+        }
+        let server = Server::start(home, Arc::clone(&fleet))?;
+        Ok(Self { blueprint, fleet, wishes, relay, instances, server })
+    }
+
+    pub fn fleet(&self) -> &Arc<Fleet> {
+        &self.fleet
+    }
+
+    pub async fn status(&self) -> NodeStatus {
+        self.fleet.status().await
+    }
+
+    /// Adds agents as they are added to the configuration, until it is told to stop.
+    pub async fn run(&mut self, stop: impl Future<Output = ()>) {
+        let mut stop = std::pin::pin!(stop);
+        loop {
+            tokio::select! {
+                biased;
+                () = &mut stop => return,
+                wish = self.wishes.recv() => match wish {
+                    // Whoever asked may have gone.
+                    Some(reply) => drop(reply.send(self.reload())),
+                    None => return stop.await,
+                },
+            }
+        }
+    }
+
+    fn reload(&mut self) -> Answer {
+        let settings = match Settings::load(self.blueprint.config.as_deref()) {
+            Ok(settings) => settings,
+            Err(error) => return Answer::Refused { why: error.to_string() },
+        };
+        let ring = Keyring::of(&self.blueprint.home);
+        let mut outcomes = Vec::new();
+        for agent in settings.agent.iter().filter(|agent| !self.fleet.is_started(&agent.name)) {
+            let keys = load(&ring, agent, unattended_passphrase);
+            // The lock directory is the process's: two of them would be two machines.
+            let leader = &self.blueprint.settings.leader;
+            let started = start_agent(&self.fleet, &self.blueprint.home, leader, agent, keys);
+            let is_done = started.is_some();
+            self.instances.extend(started);
+            let text = if is_done { "started" } else { "not started; skep status says why" };
+            outcomes.push(Outcome { agent: agent.name.clone(), is_done, text: text.into() });
+        }
+        Answer::Done { outcomes }
+    }
+
+    /// Ends what runs, in reverse order, within ten seconds.
+    pub async fn stop(self) {
+        let deadline = Instant::now() + STOP;
+        drop(self.server);
+        let agents = join_all(self.instances.into_iter().map(Instance::stop));
+        if timeout(STOP_AGENTS, agents).await.is_err() {
+            tracing::warn!("an agent does not end; it is cut off");
+        }
+        if let Some(relay) = self.relay
+            && timeout_at(deadline, relay.shutdown()).await.is_err()
+        {
+            tracing::warn!("the relay does not end; it is cut off");
+        }
+    }
+}
+
+/// The process that runs a node of this home, if one does.
+async fn running(home: &Home) -> Result<Option<u32>, ControlError> {
+    let asked = ask_all(home, &Ask::Status).await?;
+    let is_node = |answer: &Answer| matches!(answer, Answer::Status(status) if status.relay.is_some());
+    Ok(asked.into_iter().find(|asked| asked.answer.as_ref().is_ok_and(is_node)).map(|asked| asked.pid))
+}
+
+fn load(
+    ring: &Keyring,
+    agent: &AgentSettings,
+    ask: impl FnOnce(&str) -> Result<SecretText, KeyError>,
+) -> Result<Keys, KeyError> {
+    let source: KeySource = agent.key_name().parse()?;
+    ring.load(&source, ask)
+}
+
+/// A key that others can read is everybody's affair, not one agent's.
+fn refuse_open(keys: Result<Keys, KeyError>) -> Result<Result<Keys, KeyError>, KeyError> {
+    match keys {
+        Err(KeyError::File(error @ HomeError::TooOpen { .. })) => Err(error.into()),
+        other => Ok(other),
+    }
+}
+
+/// Nobody sits there any more who could type one.
+fn unattended_passphrase(what: &str) -> Result<SecretText, KeyError> {
+    match std::env::var_os(PASSPHRASE_VARIABLE) {
+        Some(_) => keys::passphrase(what),
+        None => Err(KeyError::NoTerminal { what: format!("the passphrase of {what}") }),
+    }
+}
+
+/// Starts one agent, and shows it either way.
+fn start_agent(
+    fleet: &Fleet,
+    home: &Home,
+    leader: &LeaderSettings,
+    agent: &AgentSettings,
+    keys: Result<Keys, KeyError>,
+) -> Option<Instance> {
+    let pubkey = keys.as_ref().ok().map(Keys::pubkey);
+    let start = || -> Result<(Facts, Instance), String> {
+        let keys = keys.map_err(|error| with_hint(&error, error.hint()))?;
+        let plan = agent.plan(leader, keys, home.path(), std::env::vars()).map_err(|error| match error {
+            // Its name is said with it already.
+            ConfigError::Agent { setting, cause, .. } => format!("{setting}: {cause}"),
+            other => other.to_string(),
+        })?;
+        let facts = Facts::of_plan(agent, &plan);
+        let instance = Instance::start(plan).map_err(|error| error.to_string())?;
+        Ok((facts, instance))
+    };
+    match start() {
+        Ok((facts, instance)) => {
+            fleet.put(facts, Ok(instance.contact().clone()));
+            Some(instance)
+        }
+        Err(why) => {
+            // Whoever asks for the status is told.
+            tracing::info!(agent = %agent.name, why, "the agent is not started");
+            fleet.put(Facts::of_settings(agent, pubkey), Err(why));
+            None
+        }
+    }
+}
+
+fn with_hint(error: &impl std::fmt::Display, hint: Option<String>) -> String {
+    hint.map_or_else(|| error.to_string(), |hint| format!("{error} ({hint})"))
+}

@@ -1,0 +1,202 @@
+//! The verbs of whoever has agents on this machine.
+
+use std::path::PathBuf;
+
+use clap::{ArgGroup, Args, Subcommand};
+
+use super::SettingsArgs;
+
+#[derive(Debug, Args)]
+pub struct UpArgs {
+    #[command(flatten)]
+    pub settings: SettingsArgs,
+    /// Show what Skep does with three agents that need no model, in a home of their own.
+    #[arg(long, conflicts_with_all = ["config", "data"])]
+    pub demo: bool,
+}
+
+/// One agent, by its name.
+#[derive(Debug, Args)]
+pub struct AgentArg {
+    /// Its name, with or without an @.
+    #[arg(value_name = "NAME", value_parser = without_at)]
+    pub name: String,
+    /// A TOML file; without it: config.toml in the home directory.
+    #[arg(long, value_name = "PATH")]
+    pub config: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+pub struct PauseArgs {
+    /// Agents, with or without an @; none: all of this home.
+    #[arg(value_name = "NAME", value_parser = without_at)]
+    pub names: Vec<String>,
+    /// Why, for whoever looks later.
+    #[arg(long, value_name = "TEXT", default_value = "paused by its owner")]
+    pub reason: String,
+    /// A TOML file; without it: config.toml in the home directory.
+    #[arg(long, value_name = "PATH")]
+    pub config: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+pub struct ResumeArgs {
+    /// Agents, with or without an @; none: all of this home.
+    #[arg(value_name = "NAME", value_parser = without_at)]
+    pub names: Vec<String>,
+    /// A TOML file; without it: config.toml in the home directory.
+    #[arg(long, value_name = "PATH")]
+    pub config: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+pub struct InboxArgs {
+    /// One agent, with or without an @; without it: all of this home.
+    #[arg(value_name = "NAME", value_parser = without_at)]
+    pub name: Option<String>,
+    /// Only messages in this state: stored, queued, prompted, answered, refused, expired or dead.
+    #[arg(long, value_name = "STATE", value_parser = STATES)]
+    pub state: Option<String>,
+    /// Messages of each agent, the newest.
+    #[arg(long, short, value_name = "N", default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..=500))]
+    pub limit: u32,
+    /// A TOML file; without it: config.toml in the home directory.
+    #[arg(long, value_name = "PATH")]
+    pub config: Option<PathBuf>,
+}
+
+const STATES: [&str; 7] = ["stored", "queued", "prompted", "answered", "refused", "expired", "dead"];
+
+#[derive(Debug, Args)]
+pub struct RetryArgs {
+    #[command(flatten)]
+    pub agent: AgentArg,
+    /// The message: the beginning of its id, as skep inbox shows it; without it: all that are dead.
+    #[arg(value_name = "MESSAGE")]
+    pub message: Option<String>,
+}
+
+#[derive(Debug, Args)]
+pub struct StatusArgs {
+    /// A TOML file; without it: config.toml in the home directory.
+    #[arg(long, value_name = "PATH")]
+    pub config: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+#[command(group = ArgGroup::new("runs").required(true).args(["preset", "command", "base_url"]))]
+pub struct NewArgs {
+    /// a-z 0-9 - _, beginning with a letter or digit: what it is mentioned by.
+    #[arg(value_name = "NAME", value_parser = without_at)]
+    pub name: String,
+    /// A known program: claude, codex, gemini, goose, opencode, qwen, kimi, vibe, or demo, which is built in.
+    #[arg(long, value_name = "PRESET")]
+    pub preset: Option<String>,
+    /// Any program that speaks ACP; its arguments come last, after --.
+    #[arg(long, value_name = "PROGRAM")]
+    pub command: Option<String>,
+    /// Arguments of --command.
+    #[arg(last = true, value_name = "ARGUMENT", requires = "command")]
+    pub args: Vec<String>,
+    /// An OpenAI-compatible model server, like http://127.0.0.1:11434/v1.
+    #[arg(long, value_name = "URL", requires = "model")]
+    pub base_url: Option<String>,
+    /// The server's model.
+    #[arg(long, value_name = "MODEL", requires = "base_url")]
+    pub model: Option<String>,
+    /// Who owns it and signs for it; without it: the key owner, or default, or a new key owner.
+    #[arg(long, value_name = "KEY")]
+    pub owner: Option<String>,
+    /// A relay to listen on, the first one its home; without it: the relay of this machine.
+    #[arg(long, value_name = "URL")]
+    pub relay: Vec<String>,
+    /// The TOML file to add it to; without it: config.toml in the home directory, made when it is not there.
+    #[arg(long, value_name = "PATH")]
+    pub config: Option<PathBuf>,
+}
+
+/// What is done with agents of this home.
+#[derive(Debug, Subcommand)]
+pub enum FleetCommand {
+    /// Add an agent: a key, its owner's attestation, and its place in the configuration.
+    #[command(after_help = NEW_HELP)]
+    New(NewArgs),
+    /// List the agents of this home: name, key, owner, backend, state.
+    #[command(after_help = "Example: skep agent list --json")]
+    List(StatusArgs),
+    /// Make the instance of this machine lead, when nobody who is alive does.
+    #[command(after_help = CLAIM_HELP)]
+    Claim(AgentArg),
+    /// Make the instance of this machine lead, whoever does: the other's turn is cancelled and billed.
+    #[command(after_help = CLAIM_HELP)]
+    Steal(AgentArg),
+    /// Begin no new turns of one agent; its messages wait.
+    #[command(after_help = PAUSE_HELP)]
+    Pause(PauseArgs),
+    /// Go on after a pause.
+    #[command(after_help = PAUSE_HELP)]
+    Resume(ResumeArgs),
+    /// Try a message again, or all that are dead.
+    #[command(after_help = RETRY_HELP)]
+    Retry(RetryArgs),
+}
+
+/// `@name` or `name`.
+fn without_at(text: &str) -> Result<String, String> {
+    let name = text.strip_prefix('@').unwrap_or(text);
+    if name.is_empty() { Err("a name is missing after the @".into()) } else { Ok(name.to_owned()) }
+}
+
+pub const UP_HELP: &str = "\
+Examples:
+  skep up                 at first: makes an owner, an agent for each program found, and config.toml
+  skep up --demo          all of it at work in ten seconds, without a model
+  skep up --config team.toml
+
+It runs a relay and the agents of the configuration until SIGTERM or Ctrl-C, and stops within ten
+seconds; a second Ctrl-C ends it at once. What it makes at the first start it never overwrites.";
+
+pub const STATUS_HELP: &str = "\
+Examples:
+  skep status
+  skep status --json | jq .agents
+
+Asks every process that runs agents of this home; of those that do not run it shows what their
+records say, with its age. Exit code 1 when nothing runs.";
+
+pub const INBOX_HELP: &str = "\
+Examples:
+  skep inbox
+  skep inbox @scout --state dead
+  skep inbox --json
+
+States: stored, queued, prompted, answered, refused, expired, dead. Also while nothing runs.";
+
+pub const PAUSE_HELP: &str = "\
+Examples:
+  skep pause --reason 'over the weekend'      all agents of this home
+  skep agent pause scout
+  skep agent resume scout
+  skep resume
+
+A turn that runs goes on; no new one begins, also after a restart, until it is resumed.";
+
+const NEW_HELP: &str = "\
+Examples:
+  skep agent new rita --preset claude
+  skep agent new local --base-url http://127.0.0.1:11434/v1 --model qwen3
+  skep agent new mine --command my-agent -- --acp --verbose
+
+A node that runs (skep up) starts it at once.";
+
+const CLAIM_HELP: &str = "\
+Examples:
+  skep agent claim scout
+  skep agent steal scout
+
+Exit code 1 when another leads, or when this machine does not get the lead.";
+
+const RETRY_HELP: &str = "\
+Examples:
+  skep agent retry scout              all that are dead
+  skep agent retry scout 1f3a9c02     one, by the beginning of its id";

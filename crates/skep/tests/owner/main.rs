@@ -1,0 +1,11 @@
+//! The owner's commands against a real relay and real instances: what is said is heard, what is asked is answered, what
+//! is allowed is done once, and what is billed is what was used.
+#![expect(clippy::unwrap_used, reason = "a test")]
+
+mod ask;
+mod hive;
+mod metering;
+mod permissions;
+
+#[path = "../../../skep-agent/tests/mock_model/mod.rs"]
+mod mock_model;

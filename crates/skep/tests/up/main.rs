@@ -1,0 +1,12 @@
+//! `skep up` and the commands that speak to it: the real binary, from nothing, in a home of its own.
+#![expect(clippy::unwrap_used, reason = "a test")]
+
+mod control;
+mod demo;
+mod errors;
+mod first;
+mod fleet;
+mod owner;
+mod place;
+#[path = "../relay_harness/volume.rs"]
+mod volume;
