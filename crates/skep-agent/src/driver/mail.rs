@@ -80,12 +80,16 @@ impl<D: Door + 'static> Desk<D> {
         let trigger = claim.resource.as_str().rsplit(':').next().and_then(|id| id.parse().ok());
         match trigger {
             Some(id) if claim.is_final && !self.is_running(&id) => {
-                if !self.setup.store.has_message(&id)? {
-                    // Of one second, the answer may come first.
+                let is_known = self.setup.store.has_message(&id)?;
+                let ours = self.setup.store.answer_to(&id)?;
+                // Of one second, the answer may come first; and an answer of ours may be on its way, to be refused.
+                if !is_known || ours.is_some_and(|ours| ours != event.id) {
                     self.answered.insert(id, event.id);
                     if self.answered.len() > ANSWERED_MAX {
                         self.answered.pop_first();
                     }
+                }
+                if !is_known {
                     return Ok(());
                 }
                 self.unjudged.remove(&id);
