@@ -25,6 +25,9 @@ pub use word::{Effect, Ended, Input, Mode, NotStarted, Reaction, Settings};
 use crate::backend::BackendError;
 use crate::turn::{Cancel, TurnId};
 
+/// Why a message is over that this instance did not answer.
+pub const ANSWERED_ELSEWHERE: &str = "answered by another instance";
+
 /// The machine.
 #[derive(Debug)]
 pub struct Queue {
@@ -113,7 +116,7 @@ impl Queue {
             Input::AnsweredElsewhere { id, event } => {
                 if let Some(row) = self.lanes.remove_waiting(&id) {
                     let state = State::Answered { event: Some(event) };
-                    self.finish(row, state, now, "answered by another instance", out);
+                    self.finish(row, state, now, ANSWERED_ELSEWHERE, out);
                 }
             }
             Input::Retry(row) => self.retry_by_hand(now, row, out),
@@ -190,7 +193,7 @@ impl Queue {
         match why {
             NotStarted::Answered(event) => {
                 if let Some(row) = self.lanes.remove(&id) {
-                    self.finish(row, State::Answered { event }, now, "answered by another instance", out);
+                    self.finish(row, State::Answered { event }, now, ANSWERED_ELSEWHERE, out);
                 }
             }
             NotStarted::Wait { reason, until } => {

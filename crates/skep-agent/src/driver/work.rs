@@ -352,6 +352,12 @@ impl<D: Door + 'static> Desk<D> {
             self.tell_state(&dead);
             return self.setup.store.take_back(id, &trigger, &state_of(&dead));
         }
+        if let Some(event) = self.answered.remove(&trigger) {
+            let (state, reason) = (queue::State::Answered { event: Some(event) }, queue::ANSWERED_ELSEWHERE.to_owned());
+            let over = queue::Row { state, reason, ..row };
+            self.tell_state(&over);
+            return self.setup.store.take_back(id, &trigger, &state_of(&over));
+        }
         let again = queue::Row { state: queue::State::Queued, ..row };
         self.setup.store.take_back(id, &trigger, &state_of(&again))?;
         self.tell_queue(queue::Input::Arrived(again.message))?;

@@ -28,6 +28,7 @@ use skep_proto::agent::control::{Control, control_draft};
 use skep_proto::agent::metering::TurnMetric;
 use skep_proto::{Draft, Kind, PubKey, RawEvent, attestation, seal};
 use skep_store::AgentStore;
+use skep_store::agent::Delivery;
 use tokio::sync::oneshot;
 
 use relay::{Always, HOME, Instance, Machine, Relay, Shelf, now};
@@ -179,6 +180,40 @@ async fn of_two_who_both_believe_that_they_lead_one_answers() {
     let mut wanted: Vec<String> = asked.iter().map(|event| event.id.to_hex()).collect();
     wanted.sort();
     assert_eq!(answered, wanted, "each once");
+}
+
+#[tokio::test]
+async fn a_follower_whose_own_answer_is_refused_knows_who_answered() {
+    let (dir, relay) = (tempfile::tempdir().unwrap(), Arc::new(Relay::default()));
+    let one = Instance::start(setup(dir.path(), "one", script("cat >/dev/null; echo one")), &relay);
+    // Its answer lies in its outbox.
+    one.pump.abort();
+    one.tell(PROMPTER).await;
+    let asked = mention(OWNER, "work");
+    one.event(&asked).await;
+    let ours = tokio::time::timeout(Duration::from_secs(30), async {
+        loop {
+            if let Some(ours) = one.store.answer_to(&asked.id).unwrap() {
+                return ours;
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    });
+    let ours = ours.await.unwrap();
+    one.tell(Input::Role(Role::Follows(None))).await;
+    let two = Instance::start(setup(dir.path(), "two", script("cat >/dev/null; echo two")), &relay);
+    two.tell(PROMPTER).await;
+    two.event(&asked).await;
+    let reply = relay.wait_for(Kind::NOTE, 1).await.remove(0);
+    one.event(&reply).await;
+    let delivery = Delivery::Refused("conflict: completed: this lease has ended for ever".into());
+    one.store.delivered(&ours, HOME, &delivery).unwrap();
+    one.tell(Input::Delivered { id: ours, relay: HOME.into(), delivery }).await;
+    let (done, flushed) = oneshot::channel();
+    one.tell(Input::Flushed(done)).await;
+    flushed.await.unwrap();
+    let state = one.store.message(&asked.id).unwrap().unwrap().state;
+    assert!(state.is_over && state.detail.contains(&reply.id.to_hex()), "{state:?}");
 }
 
 #[tokio::test]

@@ -211,12 +211,18 @@ impl Task {
                     self.untold = Some(self.says.borrow().role.clone());
                 }
                 Event::News(event) => {
-                    self.prompter.iter_mut().for_each(|prompter| prompter.noted(&event, now()));
-                    self.look(Local::tick).await;
+                    // That our own lease was renewed is no reason to look at the files.
+                    if self.prompter.as_mut().is_some_and(|prompter| prompter.noted(&event, now())) {
+                        self.look(Local::tick).await;
+                    }
                 }
                 Event::Answer((question, answer)) => {
+                    let before = self.lease();
                     self.prompter.iter_mut().for_each(|prompter| prompter.answered(&question, answer.clone(), now()));
-                    self.look(Local::tick).await;
+                    // Renewed: nothing follows from it.
+                    if !matches!(before, RelayLease::Held(_)) || self.lease() != before {
+                        self.look(Local::tick).await;
+                    }
                 }
                 Event::Freed(held) => {
                     self.is_waiting = false;

@@ -189,11 +189,13 @@ impl Link {
     async fn follow(&self, live: &mut Client, sub: &mut Subscription) -> Result<Infallible, Ended> {
         let mut written = Instant::now();
         loop {
-            if let Some(event) = self.next(live, sub).await? {
-                self.hand(event).await?;
-            }
+            let Some(event) = self.next(live, sub).await? else { continue };
+            // Every few seconds, for ever: no reason to write to the disk. What a cursor that stands still brings
+            // again is nothing but this.
+            let is_routine = event.kind == Kind::LEASE_STATE;
+            self.hand(event).await?;
             // All that the relay had before this event was handed over before it.
-            if written.elapsed() >= CURSOR_EVERY {
+            if !is_routine && written.elapsed() >= CURSOR_EVERY {
                 let now = unix_now();
                 self.flush().await?;
                 self.advance(now).await?;

@@ -234,18 +234,18 @@ impl Prompter {
         self.said = Some(why.to_owned());
     }
 
-    /// A state event (kind 30480) of the relay.
-    pub fn noted(&mut self, event: &RawEvent, now: Now) {
+    /// A state event (kind 30480) of the relay. Whether anything may follow from it.
+    pub fn noted(&mut self, event: &RawEvent, now: Now) -> bool {
         let tag = |name| event.tags.single(name);
-        let (Some(resource), Some(instance)) = (tag("d"), tag("instance")) else { return };
-        let (Some(epoch), Some(expires)) = (number_of(tag("epoch")), number_of(tag("expires"))) else { return };
+        let (Some(resource), Some(instance)) = (tag("d"), tag("instance")) else { return false };
+        let (Some(epoch), Some(expires)) = (number_of(tag("epoch")), number_of(tag("expires"))) else { return false };
         if resource != self.resource || instance == self.instance {
-            return;
+            return false;
         }
         if let Some(mine) = self.held {
             // Ours until the relay itself says otherwise: elsewhere anybody may write such an event. It is asked at once.
             self.is_doubted |= mine.epoch < epoch;
-            return;
+            return true;
         }
         let until = expires.saturating_mul(1_000);
         if until <= now.wall {
@@ -253,6 +253,7 @@ impl Prompter {
             self.quiet_until = None;
         }
         self.other = Some((instance.to_owned(), until));
+        true
     }
 }
 
@@ -393,7 +394,7 @@ mod tests {
             let news = Draft::new(Kind::LEASE_STATE, 1, "").tag(["d", &lease.resource]).tag(["instance", "n/9"]);
             let news = news.tag(["epoch", "3"]).tag(["expires", &expires.to_string()]);
             let news = lease.credentials.keys.sign(news);
-            lease.noted(news.raw(), clock.0);
+            assert!(lease.noted(news.raw(), clock.0));
             assert_eq!(lease.ask(clock.0, true).is_some(), is_asked, "{expires}");
         }
         let (mut lease, mut clock) = (prompter("m/1"), Clock::start());
@@ -424,7 +425,7 @@ mod tests {
         let news = Draft::new(Kind::LEASE_STATE, 1, "").tag(["d", &resource]).tag(["instance", "n/9"]);
         let news = news.tag(["epoch", "2"]).tag(["expires", "1000099"]);
         let news = lease.credentials.keys.sign(news);
-        lease.noted(news.raw(), clock.0);
+        assert!(lease.noted(news.raw(), clock.0));
         assert_eq!(lease.lease(clock.0), RelayLease::Held(1));
         assert_eq!(op(&lease.ask(clock.0, true).expect("at once")), "renew");
     }
