@@ -82,9 +82,11 @@ impl Frames {
         (!self.waiting.is_empty()).then_some(due)
     }
 
-    /// The next frame's plaintext: one item by itself, or as many as fit in a batch, in order. At most one a second.
+    /// The next frame's plaintext: one item by itself, or as many as fit in a batch, in order. At most one a second; a
+    /// clock that went back is not waited for.
     pub fn poll_frame(&mut self, now: Moment) -> Option<String> {
-        if self.wake_at().is_none_or(|at| now < at) {
+        let went_back = self.sent_at.is_some_and(|at| now < at);
+        if self.wake_at().is_none_or(|at| now < at && !went_back) {
             return None;
         }
         let events = self.take_fitting();
@@ -97,11 +99,6 @@ impl Frames {
         };
         frame.instance_id.clone_from(&self.instance);
         frame.to_json().ok()
-    }
-
-    /// The clock went back: do not wait until it has caught up.
-    pub fn resync(&mut self, now: Moment) {
-        self.sent_at = self.sent_at.map(|at| at.min(now));
     }
 
     fn take_fitting(&mut self) -> Vec<Telemetry> {
@@ -197,6 +194,17 @@ mod tests {
         assert_eq!(frames.wake_at(), Some(Moment(1_000)));
         let frame = frames.poll_frame(Moment(1_000)).expect("a second later");
         assert_eq!((open(&frame).kind, seqs(&frame)), (TelemetryKind::Batch, vec![6, 7]));
+    }
+
+    #[test]
+    fn a_clock_that_went_back_is_not_waited_for() {
+        let mut frames = Frames::new(None, 0);
+        frames.push(Moment(3_600_000), observation(1));
+        assert!(frames.poll_frame(Moment(3_600_000)).is_some());
+        frames.push(Moment(0), observation(1));
+        assert!(frames.poll_frame(Moment(0)).is_some());
+        frames.push(Moment(1), observation(1));
+        assert_eq!(frames.poll_frame(Moment(999)), None, "and then once a second again");
     }
 
     #[test]

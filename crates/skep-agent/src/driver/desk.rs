@@ -327,29 +327,50 @@ impl<D: Door + 'static> Desk<D> {
 
     /// Tells the queue, and does what it says.
     pub(super) fn tell_queue(&mut self, input: queue::Input) -> Result<(), StoreError> {
-        let effects = self.queue.handle(self.setup.host.unix_ms(), self.setup.host.random_u64(), input);
+        let effects = self.ask_queue(input);
         self.carry_out(effects)
     }
 
+    fn ask_queue(&mut self, input: queue::Input) -> Vec<Effect> {
+        self.queue.handle(self.setup.host.unix_ms(), self.setup.host.random_u64(), input)
+    }
+
+    /// What one effect leads to is done before the next; not by recursion: ten thousand messages may wait for a budget.
     fn carry_out(&mut self, effects: Vec<Effect>) -> Result<(), StoreError> {
-        for effect in effects {
-            match effect {
-                Effect::Store(row) => self.store_row(&row)?,
+        let mut todo = VecDeque::from(effects);
+        while let Some(effect) = todo.pop_front() {
+            let input = match effect {
                 Effect::Prompt { message, attempt, after } => self.prompt(message, attempt, after)?,
                 // No backend of ours can be given a message while it works on another.
                 Effect::Steer { turn, message } => {
-                    self.tell_queue(queue::Input::Steered { id: message.id, turn, is_taken: false })?;
+                    Some(queue::Input::Steered { id: message.id, turn, is_taken: false })
                 }
-                Effect::Cancel { turn, why } => self.cancel_turn(&turn, why)?,
-                // Only of the one who leads: two who both show that they wait would lie.
-                Effect::React { id, reaction } if self.is_prompter() => self.react(&id, reaction)?,
-                Effect::React { .. } => {}
-                Effect::Notice { id, text } => self.notice(&id, &text)?,
-                Effect::PauseAgent { id, reason } => self.pause(&id, &reason)?,
-                Effect::WakeAt(at) => self.wake_at = Some(at),
+                other => {
+                    self.carry_out_one(other)?;
+                    None
+                }
+            };
+            if let Some(input) = input {
+                self.ask_queue(input).into_iter().rev().for_each(|effect| todo.push_front(effect));
             }
         }
         Ok(())
+    }
+
+    fn carry_out_one(&mut self, effect: Effect) -> Result<(), StoreError> {
+        match effect {
+            Effect::Store(row) => self.store_row(&row),
+            Effect::Cancel { turn, why } => self.cancel_turn(&turn, why),
+            // Only of the one who leads: two who both show that they wait would lie.
+            Effect::React { id, reaction } if self.is_prompter() => self.react(&id, reaction),
+            Effect::Notice { id, text } => self.notice(&id, &text),
+            Effect::PauseAgent { id, reason } => self.pause(&id, &reason),
+            Effect::WakeAt(at) => {
+                self.wake_at = Some(at);
+                Ok(())
+            }
+            Effect::React { .. } | Effect::Prompt { .. } | Effect::Steer { .. } => Ok(()),
+        }
     }
 
     fn store_row(&mut self, row: &Row) -> Result<(), StoreError> {

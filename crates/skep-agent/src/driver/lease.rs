@@ -85,6 +85,8 @@ impl<D: Door + 'static> Desk<D> {
             Ok(_) if self.turn_of(&prompt.message.channel).is_some() => {
                 wait(STILL_RUNS.into(), self.unix_ms() + limits::RETRY_MS_MIN)
             }
+            // It was told while the relay was asked.
+            Ok(_) if self.queue.paused().is_some() => wait("paused".into(), soon),
             Ok(epoch) => match self.letter(&id)?.filter(|_| self.is_prompter()) {
                 Some(letter) => return self.begin(prompt, letter, epoch, earlier),
                 None => wait("another instance leads".into(), soon),

@@ -166,6 +166,8 @@ impl<D: Door + 'static> Desk<D> {
                 self.settle_permits(effects)?;
                 status
             }
+            // Whoever follows has no session that could tell what there is to switch to.
+            Control::SwitchModel { .. } if !self.is_prompter() => return Ok(()),
             Control::SwitchModel { channel_id, model_id } => self.switch_model(channel_id, model_id)?,
             Control::ClaimLeadership { instance_id } if *instance_id == self.setup.instance => {
                 self.setup.claims.notify_one();
@@ -182,10 +184,13 @@ impl<D: Door + 'static> Desk<D> {
 
     /// 👍 or 👎 of the owner on a card.
     fn reaction(&mut self, event: &RawEvent) -> Result<(), StoreError> {
+        if self.setup.audience.owner != Some(event.pubkey) {
+            return Ok(());
+        }
         let Some(card) = event.tags.values("e").last().and_then(|id| id.parse().ok()) else { return Ok(()) };
         let card = self.carrier_of(&card).unwrap_or(card);
         let is_yes = match event.content.as_str() {
-            "👍" | "+" | "" | "✅" => true,
+            "👍" | "+" | "✅" => true,
             "👎" | "-" | "❌" => false,
             _ => return Ok(()),
         };

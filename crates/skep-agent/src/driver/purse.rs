@@ -43,21 +43,21 @@ fn spent(metric: Option<&TurnMetric>) -> Spent {
 }
 
 impl<D: Door + 'static> Desk<D> {
-    /// Budget first, then the turn's lease.
+    /// Budget first, then the turn's lease. What the queue is to be told, where it cannot begin.
     pub(super) fn prompt(
         &mut self,
         message: queue::Message,
         attempt: u32,
         after: Option<Epoch>,
-    ) -> Result<(), StoreError> {
+    ) -> Result<Option<queue::Input>, StoreError> {
         let turn = TurnId(faster_hex::hex_string(&self.random::<16>()));
         match self.budget.reserve(self.setup.host.unix_now(), &turn, self.me, None) {
-            Ok(()) => self.take_lease(Prompt { turn, message, attempt, after }),
+            Ok(()) => self.take_lease(Prompt { turn, message, attempt, after }).map(|()| None),
             Err(exhausted) => {
                 self.tell_exhausted(&message, &exhausted)?;
                 let until = exhausted.until.saturating_mul(1_000);
                 let why = NotStarted::Wait { reason: exhausted.to_string(), until };
-                self.tell_queue(queue::Input::NotStarted { id: message.id, why })
+                Ok(Some(queue::Input::NotStarted { id: message.id, why }))
             }
         }
     }

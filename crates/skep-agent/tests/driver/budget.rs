@@ -72,6 +72,34 @@ async fn what_the_hour_does_not_allow_waits_until_it_does_and_the_owner_is_told_
     assert_eq!(store.newest_turns(9).unwrap().len(), 2, "one in an hour, the oldest first");
 }
 
+#[test]
+fn that_many_channels_wait_for_a_budget_is_no_deeper_than_that_one_does() {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let wait = move || runtime.block_on(many_channels_wait(400));
+    let small = std::thread::Builder::new().stack_size(512 * 1024);
+    small.spawn(wait).unwrap().join().unwrap();
+}
+
+async fn many_channels_wait(count: usize) {
+    let (dir, relay) = (tempfile::tempdir().unwrap(), Arc::new(Relay::default()));
+    let budget = Limits { turns_per_hour: Some(0), ..Limits::default() };
+    let setup = setup(dir.path(), "a", script("cat >/dev/null; echo done"));
+    let instance = Instance::start(Setup { budget, ..setup }, &relay);
+    let mut last = None;
+    for n in 0..count {
+        let draft = Draft::new(Kind::NOTE, now(), "hello").tag(["p", &pubkey(AGENT).to_hex()]);
+        let event = draft.tag(["h", &format!("channel-{n}")]).sign(&keys(OWNER), &[0; 32]).raw().clone();
+        instance.event(&event).await;
+        last = Some(event);
+    }
+    instance.tell(PROMPTER).await;
+    let (reply, flushed) = oneshot::channel();
+    instance.tell(Input::Flushed(reply)).await;
+    flushed.await.unwrap();
+    assert!(reason(&instance, &last.unwrap()).contains("budget: turns_per_hour"));
+    assert_eq!(instance.store.newest_turns(9).unwrap().len(), 0);
+}
+
 #[tokio::test]
 async fn a_days_money_is_counted_by_the_meter_and_after_a_restart() {
     let (dir, relay) = (tempfile::tempdir().unwrap(), Arc::new(Relay::default()));

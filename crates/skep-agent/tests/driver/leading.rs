@@ -6,7 +6,7 @@ use skep_proto::lease::{Claim, Op, Request, Resource};
 use skep_store::agent::Delivery;
 
 use super::*;
-use crate::relay::Lost;
+use crate::relay::{Lost, Shelf};
 
 /// Waits until a message is in a state.
 pub async fn until_is(store: &AgentStore, id: &skep_proto::EventId, name: &str) {
@@ -56,6 +56,46 @@ async fn a_leader_that_slept_asks_before_it_acts_and_its_turn_ends_without_a_rep
     lead.0.store(false, Ordering::Relaxed);
     instance.tell(PROMPTER).await;
     relay.wait_for(Kind::NOTE, 2).await;
+}
+
+#[tokio::test]
+async fn a_pause_holds_for_a_turn_that_is_about_to_begin() {
+    let (dir, relay) = (tempfile::tempdir().unwrap(), Arc::new(Relay::default()));
+    let shelf = Arc::new(Shelf::default());
+    // What was said before is waited for, for a while: the turn cannot begin yet.
+    shelf.is_silent.store(true, Ordering::Relaxed);
+    let setup = Setup { library: shelf.clone(), ..setup(dir.path(), "a", script("cat >/dev/null; echo done")) };
+    let instance = Instance::start(setup, &relay);
+    instance.tell(PROMPTER).await;
+    let draft = Draft::new(Kind::CHAT, now(), "hello").tag(["p", &pubkey(AGENT).to_hex()]).tag(["h", "team"]);
+    let asked = draft.sign(&keys(OWNER), &[0; 32]).raw().clone();
+    instance.event(&asked).await;
+    let looks = async {
+        while shelf.looks.load(Ordering::Relaxed) == 0 {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(30), looks).await.unwrap();
+    let (reply, said) = oneshot::channel();
+    instance.tell(Input::Command(Command::Pause("lunch".into()), reply)).await;
+    said.await.unwrap().unwrap();
+    until_detail(&instance, &asked, "paused").await;
+    assert_eq!(instance.store.newest_turns(9).unwrap().len(), 0, "no turn has begun");
+    shelf.is_silent.store(false, Ordering::Relaxed);
+    let (reply, said) = oneshot::channel();
+    instance.tell(Input::Command(Command::Resume, reply)).await;
+    said.await.unwrap().unwrap();
+    until_is(&instance.store, &asked.id, "answered").await;
+}
+
+/// Waits until the state of a message says this.
+async fn until_detail(instance: &Instance, event: &RawEvent, text: &str) {
+    let found = tokio::time::timeout(Duration::from_secs(30), async {
+        while instance.store.message(&event.id).unwrap().is_none_or(|message| !message.state.detail.contains(text)) {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    });
+    found.await.expect("its state says so");
 }
 
 #[tokio::test]
