@@ -106,6 +106,11 @@ impl Fate {
         })
     }
 
+    /// Why an agent said last that it waits; `""` when it did not, or for no reason.
+    pub fn waits_for(&self, agent: &PubKey) -> &str {
+        self.agents.get(agent).and_then(|progress| progress.waits.as_deref()).unwrap_or_default()
+    }
+
     pub fn end(&self, agent: &PubKey) -> Option<&End> {
         self.agents.get(agent)?.end.as_ref().map(|(end, _)| end)
     }
@@ -389,6 +394,7 @@ mod tests {
         let mut fate = fate();
         assert_eq!(fate.hear_item(&item(None, status("queued", "busy", false))), [Step::Waits("busy".into())]);
         assert_eq!(fate.hear_item(&item(None, status("queued", "busy", false))), []);
+        assert_eq!(fate.waits_for(&BEE), "busy");
         let paused = [Step::Over(End::Paused("by hand".into()))];
         assert_eq!(fate.hear_item(&item(None, status("queued", "by hand", true))), paused);
     }

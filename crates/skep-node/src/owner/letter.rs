@@ -27,7 +27,7 @@ pub enum LetterError {
 
 /// Writes to one agent.
 pub fn write(keys: &Keys, to: &PubKey, text: &str, now: Timestamp) -> Result<Letter, LetterError> {
-    let draft = Draft::new(Kind::PRIVATE_MESSAGE, now, text).tag(["p", &to.to_hex()]);
+    let draft = Draft::new(Kind::PRIVATE_MESSAGE, now, text).tag(["p", &to.to_hex()]).tag(super::salt()?);
     let rumor = wrap::rumor(draft, keys.pubkey());
     let wrapped = |reader: &PubKey| -> Result<RawEvent, LetterError> {
         let back = || Ok::<u64, KeyError>(u64::from_le_bytes(fresh()?));

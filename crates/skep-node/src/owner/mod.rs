@@ -42,6 +42,12 @@ fn fresh<const N: usize>() -> Result<[u8; N], KeyError> {
     Ok(bytes)
 }
 
+/// A tag that makes a message one of its own: two that say the same in one second would be one event, and have one
+/// answer.
+pub fn salt() -> Result<[String; 2], KeyError> {
+    Ok(["salt".to_owned(), faster_hex::hex_string(&fresh::<8>()?)])
+}
+
 /// What an agent's frame says inside. `None`: not a telemetry frame to this owner, or not to be opened.
 pub fn open_frame(keys: &Keys, event: &RawEvent) -> Option<Telemetry> {
     let frame = agent::frame(event).ok()?;

@@ -110,6 +110,11 @@ fn each_way_not_to_be_answered_has_its_line_and_its_code() {
     hive.run(&["ask", "@scout", "x", "--timeout", "2s"]).fails(7, "@scout gave no sign within 2s", "skep status");
     hive.run_agents("home");
     hive.run(&["ask", "@critic", "hello"]).succeeds();
+    hive.run(&["ask", "@scout", "fail", "--timeout", "5s"]).fails(
+        7,
+        "it last said: the demo was asked to fail",
+        "skep watch",
+    );
     hive.run(&["ask", "@critic", "wait", "--timeout", "3s"]).fails(7, "@critic did not answer within 3s", "skep watch");
     let by_stranger = ["ask", "@critic", "hello", "--key", "stranger", "--timeout", "2s"];
     hive.run(&by_stranger).fails(7, "gave no sign", "listen to you");
@@ -137,6 +142,8 @@ fn an_answer_that_the_relay_refuses_is_told_as_given_up() {
 async fn what_is_said_is_published_as_it_is_said() {
     let hive = Hive::new(&[demo("scout")]);
     let id = hive.run(&["say", "@scout", "hello"]).succeeds().stdout;
+    let again = hive.run(&["say", "@scout", "hello"]).succeeds().stdout;
+    assert_ne!(id, again, "what is said twice in one second is said twice");
     let json = hive.run(&["say", "@scout", "in a group", "--channel", "team", "--json"]).succeeds().json();
     assert_eq!(json[0]["type"], "sent");
     let mut client = hive.client("owner").await;

@@ -435,12 +435,15 @@ impl Talk<'_> {
         let cause = if is_silent {
             format!("{names} gave no sign within {}", args.timeout)
         } else {
-            format!("{names} did not answer within {}", args.timeout)
+            let why: Vec<&str> =
+                waiting.iter().map(|agent| self.fate.waits_for(agent)).filter(|why| !why.is_empty()).collect();
+            let why = why.first().map(|why| format!("; it last said: {why}")).unwrap_or_default();
+            format!("{names} did not answer within {}{why}", args.timeout)
         };
         let hint = if is_silent {
             "is it running, and does it listen to you? skep status shows it where it runs; it answers when it runs again"
         } else {
-            "the turn goes on: skep watch shows it, and the answer is published under the message"
+            "it goes on without us: skep watch shows it, and the answer is published under the message"
         };
         CliError::new(Kind::NoAnswer, cause).hint(hint)
     }

@@ -6,7 +6,7 @@ use serde_json::json;
 use skep_node::clock::unix_now;
 use skep_node::keys::{nevent, pubkey};
 use skep_node::owner::letter::{self, Letter};
-use skep_node::owner::{Agent, post};
+use skep_node::owner::{Agent, post, salt};
 use skep_proto::{Draft, Kind as EventKind, RawEvent};
 use tokio::time::Instant;
 
@@ -84,7 +84,7 @@ impl Message {
             return Ok(Self { event, private: Some((rumor, copy)) });
         }
         let kind = if args.channel.is_some() { EventKind::CHAT } else { EventKind::NOTE };
-        let mut draft = Draft::new(kind, unix_now(), text);
+        let mut draft = Draft::new(kind, unix_now(), text).tag(salt()?);
         if let Some(channel) = &args.channel {
             draft = draft.tag(["h", channel]);
         }
