@@ -2,7 +2,8 @@
 //!
 //! Each mode is a module that turns arguments into sheets of numbers (`sheet`). `flow` publishes, `conn` speaks
 //! WebSocket, `corpus` makes events, `meter` reads `/proc`, `report` runs everything and writes the page.
-//! Must not: depend on the relay's crates beyond its wire types, or know one relay from another.
+//! Must not: depend on the relay's crates beyond its wire types, or know one relay from another; `agents` alone needs a
+//! binary that runs agents as skep does.
 
 mod agents;
 mod answer;

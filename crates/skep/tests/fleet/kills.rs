@@ -9,7 +9,7 @@ use crate::model::{Job, Model, answered, assert_answered_once_in_order};
 use crate::{knob, seeded};
 
 /// From the OK of a mention to its reply, with the model's time, and somewhat more.
-const TURN_MS: u64 = 700;
+const TURN_MS: u64 = 450;
 
 #[test]
 fn killed_at_any_point_of_a_turn_the_harness_leaves_one_answer_and_no_process() {
