@@ -6,6 +6,7 @@
 mod inbox;
 mod outbox;
 mod schema;
+mod trim;
 mod turns;
 
 use std::path::{Path, PathBuf};
@@ -18,6 +19,7 @@ use crate::StoreError;
 
 pub use inbox::{Message, MessageState};
 pub use outbox::{Delivery, Outgoing};
+pub use trim::Kept;
 pub use turns::{SessionRow, TurnEnd, TurnRow};
 
 /// How long a statement waits for another process that writes.
