@@ -199,6 +199,16 @@ fn who_leads_is_told_a_claim_asks_nicely_and_a_steal_takes_over_in_mid_turn_and_
     at(&place, &home, &["agent", "claim", "scout"])
         .fails_with_one_line(1, &format!("process {} on this machine leads", up.pid()));
     assert!(place.done(&["agent", "claim", "scout"]).contains("it leads already"));
+    at(&place, &home, &["agent", "pause", "scout"]).fails_with_one_line(
+        1,
+        &format!("paused here only: this instance follows process {} on this machine, which is not paused", up.pid()),
+    );
+    assert_eq!(
+        (&twin_agent()["paused"], &place.agent("scout")["paused"]),
+        (&"paused by its owner".into(), &Value::Null)
+    );
+    let resumed = at(&place, &home, &["agent", "resume", "scout"]);
+    assert_eq!(resumed.code, Some(0), "{}", resumed.stderr);
 
     let mut owner = Owner::of(&place);
     let asked = owner.say("scout", "count to 40");
