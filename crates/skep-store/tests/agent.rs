@@ -341,3 +341,26 @@ fn a_look_at_the_states_reads_indexes_only_also_in_records_of_an_older_version()
         assert!(plan.len() == 1 && plan[0].ends_with(index), "{query}: {plan:?}");
     }
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn a_commit_that_waits_for_the_disk_holds_no_other_task_up() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = std::sync::Arc::new(open(&dir));
+    // Whoever writes waits until another task lets go of the file.
+    let other = rusqlite::Connection::open(store.path()).unwrap();
+    other.execute_batch("BEGIN IMMEDIATE").unwrap();
+    let (begins, begun) = tokio::sync::oneshot::channel();
+    let writes = {
+        let store = std::sync::Arc::clone(&store);
+        tokio::spawn(async move {
+            begins.send(()).unwrap();
+            store.set_fact("paused", Some("x"))
+        })
+    };
+    begun.await.unwrap();
+    let lets_go = tokio::spawn(async move { other.execute_batch("COMMIT").unwrap() });
+    writes.await.unwrap().unwrap();
+    lets_go.await.unwrap();
+    let reads = tokio::spawn(async move { store.fact("paused") });
+    assert_eq!(reads.await.unwrap().unwrap().as_deref(), Some("x"));
+}
