@@ -144,6 +144,16 @@ pub enum ConfigError {
     At { place: String, cause: Box<ConfigError> },
 }
 
+impl ConfigError {
+    /// For where the agent's name is said already.
+    pub fn of_agent(&self) -> String {
+        match self {
+            Self::Agent { setting, cause, .. } => format!("{setting}: {cause}"),
+            other => other.to_string(),
+        }
+    }
+}
+
 impl Settings {
     /// The defaults, a file when one is given, and variables like `SKEP_RELAY__NAME`.
     pub fn load(path: Option<&Path>) -> Result<Self, ConfigError> {

@@ -9,7 +9,7 @@ use std::io::{self, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{Mode, OFlags};
+use rustix::fs::{FlockOperation, Mode, OFlags};
 use zeroize::Zeroizing;
 
 /// What names the home directory in the environment.
@@ -160,10 +160,7 @@ pub fn read_private(path: &Path) -> Result<Zeroizing<Vec<u8>>, HomeError> {
 
 /// Writes a file of mode 0600 whole and durably, or not at all.
 pub fn write_private(path: &Path, bytes: &[u8], existing: Existing) -> Result<(), HomeError> {
-    let directory = match path.parent() {
-        Some(parent) if !parent.as_os_str().is_empty() => parent,
-        _ => Path::new("."),
-    };
+    let directory = directory_of(path);
     let mut suffix = [0; 8];
     getrandom::fill(&mut suffix).map_err(|error| HomeError::io("name a file in", directory)(error.into()))?;
     let temporary = directory.join(format!(".skep-{:016x}.tmp", u64::from_le_bytes(suffix)));
@@ -178,6 +175,20 @@ pub fn write_private(path: &Path, bytes: &[u8], existing: Existing) -> Result<()
     }
     written?;
     sync_directory(directory)
+}
+
+/// Waits until nobody else of ours changes files beside this one, and holds others back until it is dropped.
+pub fn lock_beside(path: &Path) -> Result<File, HomeError> {
+    let directory = directory_of(path);
+    // The directory itself: no file of ours is left beside one that may be kept in a repository.
+    let lock = File::open(directory).map_err(HomeError::io("open", directory))?;
+    let locked = rustix::io::retry_on_intr(|| rustix::fs::flock(&lock, FlockOperation::LockExclusive));
+    locked.map_err(|error| HomeError::io("lock", directory)(error.into()))?;
+    Ok(lock)
+}
+
+fn directory_of(path: &Path) -> &Path {
+    path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
 fn write_beside(temporary: &Path, bytes: &[u8]) -> Result<(), HomeError> {

@@ -17,9 +17,9 @@ use tokio::time::{Instant, timeout, timeout_at};
 
 use crate::agent::Instance;
 use crate::agent::settings::{AgentSettings, LeaderSettings};
-use crate::config::{ConfigError, Settings};
+use crate::config::Settings;
 use crate::control::{ControlError, Server, ask_all};
-use crate::fleet::{Facts, Fleet, Reload};
+use crate::fleet::{Facts, Fleet, Reload, report};
 use crate::home::{Home, HomeError};
 use crate::keys::{self, KeyError, KeySource, Keyring, Keys, PASSPHRASE_VARIABLE, SecretText};
 use crate::relay::{self, UpError};
@@ -131,31 +131,23 @@ impl Node {
                 () = &mut stop => return,
                 wish = self.wishes.recv() => match wish {
                     // Whoever asked may have gone.
-                    Some(reply) => drop(reply.send(self.reload())),
+                    Some(reply) => drop(reply.send(self.reload().await)),
                     None => return stop.await,
                 },
             }
         }
     }
 
-    fn reload(&mut self) -> Answer {
-        let settings = match Settings::load(self.blueprint.config.as_deref()) {
-            Ok(settings) => settings,
-            Err(error) => return Answer::Refused { why: error.to_string() },
-        };
-        let ring = Keyring::of(&self.blueprint.home);
-        let mut outcomes = Vec::new();
-        for agent in settings.agent.iter().filter(|agent| !self.fleet.is_started(&agent.name)) {
-            let keys = load(&ring, agent, unattended_passphrase);
-            // The lock directory is the process's: two of them would be two machines.
-            let leader = &self.blueprint.settings.leader;
-            let started = start_agent(&self.fleet, &self.blueprint.home, leader, agent, keys);
-            let is_done = started.is_some();
-            self.instances.extend(started);
-            let text = if is_done { "started" } else { "not started; skep status says why" };
-            outcomes.push(Outcome { agent: agent.name.clone(), is_done, text: text.into() });
+    async fn reload(&mut self) -> Answer {
+        // It unlocks keys and opens records, and the relay's connections have this process, too.
+        let (blueprint, fleet) = (self.blueprint.clone(), Arc::clone(&self.fleet));
+        match tokio::task::spawn_blocking(move || start_added(&blueprint, &fleet)).await {
+            Ok((answer, started)) => {
+                self.instances.extend(started);
+                answer
+            }
+            Err(panic) => Answer::Refused { why: format!("what was added is not started: {panic}") },
         }
-        Answer::Done { outcomes }
     }
 
     /// Ends what runs, in reverse order, within ten seconds.
@@ -172,6 +164,28 @@ impl Node {
             tracing::warn!("the relay does not end; it is cut off");
         }
     }
+}
+
+/// Starts the agents of the configuration that were not started yet.
+fn start_added(blueprint: &Blueprint, fleet: &Fleet) -> (Answer, Vec<Instance>) {
+    let settings = match Settings::load(blueprint.config.as_deref()) {
+        Ok(settings) => settings,
+        Err(error) => return (Answer::Refused { why: error.to_string() }, Vec::new()),
+    };
+    let ring = Keyring::of(&blueprint.home);
+    let (mut outcomes, mut instances) = (Vec::new(), Vec::new());
+    for agent in settings.agent.iter().filter(|agent| !fleet.is_started(&agent.name)) {
+        let keys = load(&ring, agent, unattended_passphrase);
+        // The lock directory is the process's: two of them would be two machines.
+        let started = start_agent(fleet, &blueprint.home, &blueprint.settings.leader, agent, keys);
+        let (is_done, text) = match &started {
+            Ok(_) => (true, "started".to_owned()),
+            Err(why) => (false, format!("not started: {}", report::cut(why))),
+        };
+        instances.extend(started);
+        outcomes.push(Outcome { agent: agent.name.clone(), is_done, text });
+    }
+    (Answer::Done { outcomes }, instances)
 }
 
 /// The process that runs a node of this home, if one does.
@@ -206,22 +220,18 @@ fn unattended_passphrase(what: &str) -> Result<SecretText, KeyError> {
     }
 }
 
-/// Starts one agent, and shows it either way.
+/// Starts one agent, and shows it either way. The error is for a person.
 fn start_agent(
     fleet: &Fleet,
     home: &Home,
     leader: &LeaderSettings,
     agent: &AgentSettings,
     keys: Result<Keys, KeyError>,
-) -> Option<Instance> {
+) -> Result<Instance, String> {
     let pubkey = keys.as_ref().ok().map(Keys::pubkey);
     let start = || -> Result<(Facts, Instance), String> {
         let keys = keys.map_err(|error| with_hint(&error, error.hint()))?;
-        let plan = agent.plan(leader, keys, home.path(), std::env::vars()).map_err(|error| match error {
-            // Its name is said with it already.
-            ConfigError::Agent { setting, cause, .. } => format!("{setting}: {cause}"),
-            other => other.to_string(),
-        })?;
+        let plan = agent.plan(leader, keys, home.path(), std::env::vars()).map_err(|error| error.of_agent())?;
         let facts = Facts::of_plan(agent, &plan);
         let instance = Instance::start(plan).map_err(|error| error.to_string())?;
         Ok((facts, instance))
@@ -229,13 +239,13 @@ fn start_agent(
     match start() {
         Ok((facts, instance)) => {
             fleet.put(facts, Ok(instance.contact().clone()));
-            Some(instance)
+            Ok(instance)
         }
         Err(why) => {
             // Whoever asks for the status is told.
             tracing::info!(agent = %agent.name, why, "the agent is not started");
-            fleet.put(Facts::of_settings(agent, pubkey), Err(why));
-            None
+            fleet.put(Facts::of_settings(agent, pubkey), Err(why.clone()));
+            Err(why)
         }
     }
 }

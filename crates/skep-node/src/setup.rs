@@ -59,6 +59,8 @@ pub enum SetupError {
     Preset(String),
     #[error("the key {0} is the owner's: an agent needs one of its own")]
     OwnersKey(KeyName),
+    #[error("{} was changed by somebody else meanwhile; nothing was written", .0.display())]
+    Changed(PathBuf),
     #[error("the environment cannot be used: {0}")]
     Environment(#[from] EnvironmentError),
 }
@@ -76,6 +78,7 @@ impl SetupError {
                 let known: Vec<&str> = PRESETS.iter().map(|preset| preset.name).chain([BUILT_IN]).collect();
                 Some(format!("there are: {}", known.join(", ")))
             }
+            Self::Changed(_) => Some("try again".into()),
             Self::Environment(_) => None,
         }
     }
@@ -244,19 +247,30 @@ pub fn attestation(owner: &Keys, agent: &PubKey) -> [String; 4] {
 
 /// Adds an agent to a configuration, or begins one with it. Comments and order in the file stay as they are.
 pub fn add_agent(path: &Path, owner: &Owner, settings: &AgentSettings) -> Result<(), SetupError> {
-    let (old, existing) = match std::fs::read_to_string(path) {
-        Ok(text) => (text, Existing::Replace),
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-            let listen = Settings::load(None)?.relay.listen;
-            (text::first_config(&listen, &owner.keys.pubkey(), &[]), Existing::Keep)
-        }
-        Err(cause) => return Err(ConfigError::Read { path: path.display().to_string(), cause }.into()),
-    };
-    let text = text::with_agent(&old, settings)?;
-    Settings::parse(Some(path), &text)?;
     // A link is written through: the file is where its owner keeps it.
-    let path = std::fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
-    Ok(home::write_private(&path, text.as_bytes(), existing)?)
+    let path = &std::fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
+    let _lock = home::lock_beside(path)?;
+    let old = read_config(path)?;
+    let existing = if old.is_some() { Existing::Replace } else { Existing::Keep };
+    let begun = match &old {
+        Some(text) => text.clone(),
+        None => text::first_config(&Settings::load(None)?.relay.listen, &owner.keys.pubkey(), &[]),
+    };
+    let text = text::with_agent(&begun, settings)?;
+    Settings::parse(Some(path), &text)?;
+    // An editor knows nothing of the lock.
+    if read_config(path)? != old {
+        return Err(SetupError::Changed(path.clone()));
+    }
+    Ok(home::write_private(path, text.as_bytes(), existing)?)
+}
+
+fn read_config(path: &Path) -> Result<Option<String>, ConfigError> {
+    match std::fs::read_to_string(path) {
+        Ok(text) => Ok(Some(text)),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(cause) => Err(ConfigError::Read { path: path.display().to_string(), cause }),
+    }
 }
 
 /// How an agent on this machine reaches the relay of this machine.
@@ -361,6 +375,32 @@ mod tests {
         std::fs::write(&path, "[relay\n").expect("written");
         let broken = add_agent(&path, &owner, &agent("c"));
         assert!(broken.is_err_and(|error| error.to_string().contains("line 1")));
+    }
+
+    #[test]
+    fn agents_that_are_added_at_once_are_all_there() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let home = Home::at(dir.path().join("home"));
+        let ring = Keyring::of(&home);
+        let owner = owner(&ring, no_passphrase).expect("an owner");
+        let runs = Runs::Command { command: "cat".into(), args: Vec::new() };
+        let agents: Vec<AgentSettings> = (0..16)
+            .map(|n| {
+                let name = format!("a{n}").parse().expect("a name");
+                new_agent(&ring, &owner, &name, &runs, &["ws://127.0.0.1:7".into()], no_passphrase).expect("an agent")
+            })
+            .collect();
+        let path = home.path().join(CONFIG);
+        let start = std::sync::Barrier::new(agents.len());
+        std::thread::scope(|scope| {
+            for agent in &agents {
+                scope.spawn(|| {
+                    start.wait();
+                    add_agent(&path, &owner, agent).expect("added");
+                });
+            }
+        });
+        assert_eq!(Settings::load(Some(&path)).expect("it reads").agent.len(), agents.len());
     }
 
     #[test]

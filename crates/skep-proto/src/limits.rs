@@ -81,6 +81,17 @@ pub const PAIRS_MAX: usize = 4_096;
 /// Messages that wait in an inbox. Past that a new one is refused, visibly; 10,000 rows of about 1 KiB are 10 MB.
 pub const INBOX_WAITING_MAX: usize = 10_000;
 
+/// Seconds that an agent's messages and turns are kept after they are over, but for messages that are dead: 30 days of
+/// 1,000 messages of about 2 KiB are 60 MB.
+pub const RECORDS_KEPT_SECS: u64 = 30 * 24 * 60 * 60;
+
+/// Turns of an agent whose prompts are kept: 1,000 of [`PROMPT_TEXT_BYTES_MAX`] are 1 GiB, of about 20 KiB 20 MB.
+pub const PROMPTS_KEPT_MAX: u64 = 1_000;
+
+/// Ids that an agent remembers of messages and orders that are gone, so that one that comes again does nothing:
+/// 1,000,000 of about 90 bytes are 90 MB, and three years of 1,000 a day.
+pub const KNOWN_IDS_MAX: u64 = 1_000_000;
+
 /// Attempts at a message, and the time between them: 5 s, doubled each time, at most 300 s, with full jitter. Ten
 /// attempts take 5+10+20+40+80+160+300+300+300 s at most: 20 minutes.
 pub const ATTEMPTS_MAX: u32 = 10;

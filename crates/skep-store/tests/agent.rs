@@ -3,7 +3,7 @@
 
 use secp256k1::{Keypair, SECP256K1};
 use skep_proto::{Draft, Kind, RawEvent};
-use skep_store::agent::{Delivery, MessageState, SessionRow, TurnEnd, TurnRow};
+use skep_store::agent::{Delivery, Kept, MessageState, SessionRow, TurnEnd, TurnRow};
 use skep_store::{AgentStore, StoreError};
 
 fn note(n: u64) -> RawEvent {
@@ -231,7 +231,136 @@ fn the_file_is_private_and_a_newer_one_is_left_alone() {
     let path = open(&dir).path().to_owned();
     assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
     rusqlite::Connection::open(&path).unwrap().pragma_update(None, "user_version", 99).unwrap();
-    assert!(matches!(AgentStore::open(&path), Err(StoreError::Format { found: 99, known: 2 })));
+    assert!(matches!(AgentStore::open(&path), Err(StoreError::Format { found: 99, known: 3 })));
     std::fs::write(&path, "this is no database, and long enough to be looked at as one would be looked at").unwrap();
     assert!(matches!(AgentStore::open(&path), Err(StoreError::Corrupt(_))));
+}
+
+/// A message that was answered by one turn, both over at `at`.
+fn answered(store: &AgentStore, n: u64, channel: &str, at: u64) {
+    let (message, reply) = (note(n), note(n + 1_000));
+    let done = MessageState { at, ..state("answered", true) };
+    store.receive(&message, channel, "ws://a", at, &done).unwrap();
+    let turn = turn_of(&message, n, channel, at);
+    store.begin_turn(&turn).unwrap();
+    let end = TurnEnd { at, outcome: "answered".into(), answer: Some(reply.id), ..TurnEnd::default() };
+    store.end_turn(&turn.turn, &end, &[], &[], &[]).unwrap();
+}
+
+fn turn_of(message: &RawEvent, n: u64, channel: &str, at: u64) -> TurnRow {
+    TurnRow {
+        turn: format!("t{n}"),
+        trigger: message.id,
+        epoch: 0,
+        attempt: 1,
+        channel: channel.into(),
+        author: message.pubkey,
+        started_at: at,
+        prompt: format!("prompt {n}"),
+        reserved: None,
+        end: None,
+    }
+}
+
+fn trim(store: &AgentStore, kept: &Kept) {
+    while store.trim_records(kept).unwrap() > 0 {}
+}
+
+#[test]
+fn what_is_over_and_old_is_forgotten_and_its_ids_stay_known() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(&dir);
+    // More than one step takes.
+    (1..=600).for_each(|n| answered(&store, n, "c", n));
+    answered(&store, 700, "elsewhere", 7);
+    store.receive(&note(701), "c", "ws://a", 1, &MessageState { at: 1, ..state("dead", true) }).unwrap();
+    store.receive(&note(702), "c", "ws://a", 1, &MessageState { at: 1, ..state("queued", false) }).unwrap();
+    trim(&store, &Kept { since: 590, prompts: 5, ids: 1_000 });
+    let kept: Vec<u64> = store.newest_messages(999).unwrap().iter().map(|message| message.event.created_at).collect();
+    let newest = [702, 701, 700].into_iter().chain((590..=600).rev());
+    assert_eq!(kept, newest.collect::<Vec<_>>(), "what is open, dead, new, or the last of its channel");
+    let turns: Vec<String> = store.newest_turns(999).unwrap().into_iter().map(|turn| turn.prompt).collect();
+    assert_eq!(turns[..5], ["prompt 700", "prompt 600", "prompt 599", "prompt 598", "prompt 597"]);
+    assert!(turns.len() == 12 && turns[5..].iter().all(String::is_empty), "{turns:?}");
+    assert_eq!(store.last_turn_at("elsewhere").unwrap(), Some(7));
+    assert_eq!(store.count_states().unwrap(), [("answered".into(), 12), ("dead".into(), 1), ("queued".into(), 1)]);
+    assert!((1..=600).all(|n| store.has_message(&note(n).id).unwrap()), "one that comes again is known");
+    assert!(!store.has_message(&note(999).id).unwrap());
+    trim(&store, &Kept { since: 590, prompts: 5, ids: 10 });
+    assert!(store.has_message(&note(589).id).unwrap() && !store.has_message(&note(500).id).unwrap(), "of a bound");
+}
+
+#[test]
+fn a_turn_whose_reply_may_come_back_and_the_newest_message_are_kept() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(&dir);
+    answered(&store, 1, "c", 1);
+    let (message, reply) = (note(2), note(22));
+    store.receive(&message, "c", "ws://a", 1, &MessageState { at: 1, ..state("answered", true) }).unwrap();
+    let turn = turn_of(&message, 2, "c", 1);
+    store.begin_turn(&turn).unwrap();
+    let end = TurnEnd { at: 1, outcome: "answered".into(), answer: Some(reply.id), ..TurnEnd::default() };
+    store.end_turn(&turn.turn, &end, std::slice::from_ref(&reply), &[], &relays(&["ws://a"])).unwrap();
+    answered(&store, 3, "c", 4);
+    let kept = Kept { since: 100, prompts: 10, ids: 10 };
+    trim(&store, &kept);
+    assert_eq!(store.trigger_of(&reply.id).unwrap(), Some(message.id), "its relay has not said its word");
+    assert!(store.message(&message.id).unwrap().is_some() && store.message(&note(1).id).unwrap().is_none());
+    store.release_held("t2").unwrap();
+    store.delivered(&reply.id, "ws://a", &Delivery::Taken).unwrap();
+    store.trim_outbox(10, 100).unwrap();
+    trim(&store, &kept);
+    assert!(store.message(&message.id).unwrap().is_none());
+    assert_eq!(store.changed_at().unwrap(), Some(4), "when anything came last is still known");
+}
+
+#[test]
+fn a_look_at_the_states_reads_indexes_only_also_in_records_of_an_older_version() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = open(&dir).path().to_owned();
+    let db = rusqlite::Connection::open(&path).unwrap();
+    // As the version before left them.
+    let older = "DROP INDEX inbox_state; DROP INDEX inbox_state_at; DROP INDEX turns_channel; DROP INDEX outbox_held;
+        PRAGMA user_version = 2;";
+    db.execute_batch(older).unwrap();
+    drop(db);
+    open(&dir);
+    let db = rusqlite::Connection::open(&path).unwrap();
+    for (query, index) in [
+        ("SELECT state, count(*) FROM inbox GROUP BY state ORDER BY state", "COVERING INDEX inbox_state"),
+        ("SELECT max(state_at) FROM inbox", "COVERING INDEX inbox_state_at"),
+        ("SELECT event FROM inbox WHERE state = 'dead' ORDER BY n DESC LIMIT 9", "INDEX inbox_state (state=?)"),
+    ] {
+        let plan: Vec<String> = db
+            .prepare(&format!("EXPLAIN QUERY PLAN {query}"))
+            .unwrap()
+            .query_map([], |row| row.get(3))
+            .unwrap()
+            .collect::<Result<_, _>>()
+            .unwrap();
+        assert!(plan.len() == 1 && plan[0].ends_with(index), "{query}: {plan:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn a_commit_that_waits_for_the_disk_holds_no_other_task_up() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = std::sync::Arc::new(open(&dir));
+    // Whoever writes waits until another task lets go of the file.
+    let other = rusqlite::Connection::open(store.path()).unwrap();
+    other.execute_batch("BEGIN IMMEDIATE").unwrap();
+    let (begins, begun) = tokio::sync::oneshot::channel();
+    let writes = {
+        let store = std::sync::Arc::clone(&store);
+        tokio::spawn(async move {
+            begins.send(()).unwrap();
+            store.set_fact("paused", Some("x"))
+        })
+    };
+    begun.await.unwrap();
+    let lets_go = tokio::spawn(async move { other.execute_batch("COMMIT").unwrap() });
+    writes.await.unwrap().unwrap();
+    lets_go.await.unwrap();
+    let reads = tokio::spawn(async move { store.fact("paused") });
+    assert_eq!(reads.await.unwrap().unwrap().as_deref(), Some("x"));
 }

@@ -5,6 +5,8 @@ use std::time::Duration;
 
 use skep_agent::driver::{INPUTS_MAX, Input, Setup};
 use skep_core::leader::RelayLease;
+use skep_proto::limits;
+use skep_store::agent::Kept;
 use skep_store::{AgentStore, StoreError};
 use tokio::sync::{Notify, mpsc, watch};
 use tokio::task::{JoinHandle, JoinSet};
@@ -19,7 +21,7 @@ use super::locks::Locks;
 use super::outbox::{self, Post};
 use super::reconnect::Connection;
 use super::{Plan, instance::StartError};
-use crate::clock::Machine;
+use crate::clock::{Machine, unix_now};
 
 /// News of the lease that wait for whoever leads; more are dropped, it asks anyway.
 const NEWS_MAX: usize = 8;
@@ -31,8 +33,9 @@ const DRIVER_STOP: Duration = Duration::from_secs(20);
 const DRAIN: Duration = Duration::from_secs(2);
 const DRAIN_LOOK: Duration = Duration::from_millis(20);
 
-/// How often what is done with is forgotten.
+/// How often what is done with is forgotten, and in how many steps at most: others write between them.
 const TRIM_EVERY: Duration = Duration::from_secs(10 * 60);
+const TRIM_STEPS_MAX: usize = 40;
 
 /// What can be seen and asked of running tasks.
 #[derive(Debug, Clone)]
@@ -220,14 +223,26 @@ async fn carry(posted: Arc<Notify>, says: watch::Sender<u64>, store: Arc<AgentSt
             () = tokio::time::sleep_until(trimmed + TRIM_EVERY) => {
                 trimmed = Instant::now();
                 let store = Arc::clone(&store);
-                match tokio::task::spawn_blocking(move || outbox::trim(&store)).await {
-                    Ok(Ok(_)) => {}
-                    Ok(Err(error)) => tracing::warn!(%error, "the outbox is not trimmed"),
-                    Err(panic) => tracing::warn!(%panic, "the outbox is not trimmed"),
+                match tokio::task::spawn_blocking(move || trim(&store)).await {
+                    Ok(Ok(())) => {}
+                    Ok(Err(error)) => tracing::warn!(%error, "the records are not trimmed"),
+                    Err(panic) => tracing::warn!(%panic, "the records are not trimmed"),
                 }
             }
         }
     }
+}
+
+fn trim(store: &AgentStore) -> Result<(), StoreError> {
+    outbox::trim(store)?;
+    let since = unix_now().saturating_sub(limits::RECORDS_KEPT_SECS);
+    let kept = Kept { since, prompts: limits::PROMPTS_KEPT_MAX, ids: limits::KNOWN_IDS_MAX };
+    for _ in 0..TRIM_STEPS_MAX {
+        if store.trim_records(&kept)? == 0 {
+            break;
+        }
+    }
+    Ok(())
 }
 
 /// Tells the driver when every relay has handed over what it had, or could not be reached.

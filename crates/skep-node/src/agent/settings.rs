@@ -419,6 +419,12 @@ impl AgentSettings {
         }
     }
 
+    /// Whether the program that runs its turns is on this machine, by `host`'s variables.
+    pub fn find_program(&self, host: impl IntoIterator<Item = (String, String)>) -> Result<(), ConfigError> {
+        let path = host.into_iter().find(|(name, _)| name == "PATH").map_or_else(String::new, |(_, path)| path);
+        self.kind(&path, Key::None).map(drop)
+    }
+
     fn kind(&self, path: &str, key: Key) -> Result<Kind, ConfigError> {
         if self.preset == BUILT_IN {
             let failed = |error: std::io::Error| self.wrong("preset", format!("this program cannot be found: {error}"));

@@ -22,6 +22,9 @@ const ACT_MAX: Duration = Duration::from_secs(limits::CONTROL_ACT_SECS + 5);
 /// Processes that are asked: each runs agents of this home, and an agent runs in one of them.
 const SOCKETS_MAX: usize = 64;
 
+/// Names that are read to find them: killed processes leave theirs, and a look clears away the first of those.
+const NAMES_MAX: usize = 4_096;
+
 /// One process, and what it said.
 #[derive(Debug)]
 pub struct Asked {
@@ -86,17 +89,40 @@ async fn exchange(stream: UnixStream, ask: &Ask) -> std::io::Result<Answer> {
     Ok(serde_json::from_slice::<Reply>(&line)?.answer)
 }
 
-/// The processes that have a socket there.
+/// The processes that have a socket there; if they are too many, those first that are running.
 fn pids(directory: &Path) -> Result<Vec<u32>, HomeError> {
     home::check_directory(directory)?;
     let failed = |source| HomeError::Io { verb: "list", path: directory.to_owned(), source };
     let mut found: Vec<u32> = Vec::new();
-    for entry in std::fs::read_dir(directory).map_err(failed)?.take(SOCKETS_MAX) {
+    for entry in std::fs::read_dir(directory).map_err(failed)?.take(NAMES_MAX) {
         let name = entry.map_err(failed)?.file_name();
         let pid: Option<u32> =
             name.to_str().and_then(|name| name.strip_suffix(".sock")).and_then(|pid| pid.parse().ok());
         found.extend(pid);
     }
+    found.sort_by_cached_key(|pid| (!is_running(*pid), *pid));
+    found.truncate(SOCKETS_MAX);
     found.sort_unstable();
     Ok(found)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_dead_processes_left_hides_nobody_who_runs() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let home = Home::at(dir.path().join("home"));
+        let run = home.directory(DIRECTORY).expect("made");
+        // Beyond any pid that a system gives.
+        let dead = (0..2_000).map(|n| i32::MAX as u32 - n);
+        let alive = std::process::id();
+        for pid in dead.chain([alive]) {
+            std::fs::write(run.join(format!("{pid}.sock")), "").expect("written");
+        }
+        let found = pids(&run).expect("listed");
+        assert_eq!(found.len(), SOCKETS_MAX);
+        assert!(found.contains(&alive));
+    }
 }

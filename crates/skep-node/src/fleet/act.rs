@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use skep_agent::driver::Command;
-use skep_core::leader::{Role, WaitsFor};
+use skep_core::leader::{RelayLease, Role, WaitsFor};
 use skep_core::queue::State;
 use skep_proto::control::Outcome;
 use skep_proto::{EventId, limits};
@@ -49,12 +49,31 @@ pub(super) async fn carry_out(member: &Member, act: &Act) -> Outcome {
 
 async fn tell(member: &Member, contact: &Contact, act: &Act) -> Said {
     match act {
-        Act::Pause(reason) => command(contact, Command::Pause(reason.clone())).await,
+        Act::Pause(reason) => pause(member, contact, reason).await,
         Act::Resume => command(contact, Command::Resume).await,
         Act::Cancel(channel) => command(contact, Command::Cancel { channel: channel.clone() }).await,
         Act::Retry(Some(message)) => command(contact, Command::Retry(*message)).await,
         Act::Retry(None) => retry_dead(contact).await,
         Act::Claim { is_steal } => claim(member, contact, *is_steal).await,
+    }
+}
+
+/// A pause is a fact of one instance: another that leads meanwhile knows nothing of it.
+async fn pause(member: &Member, contact: &Contact, reason: &str) -> Said {
+    let said = command(contact, Command::Pause(reason.to_owned())).await?;
+    match leader_elsewhere(member, contact) {
+        Some(leader) => Err(format!("paused here only: this instance follows {leader}, which is not paused")),
+        None => Ok(said),
+    }
+}
+
+/// Who begins turns in place of this instance.
+fn leader_elsewhere(member: &Member, contact: &Contact) -> Option<String> {
+    let standing = contact.standing().ok()?.borrow().clone();
+    match standing.role {
+        Role::Follows(Some(other)) if is_alive(member) => Some(describe(member, &other)),
+        Role::Waits(WaitsFor::Lease) if standing.lease == RelayLease::Others => Some("one on another machine".into()),
+        _ => None,
     }
 }
 

@@ -80,8 +80,10 @@ impl AgentStore {
         })
     }
 
+    /// Whether this was received, also if the message itself was trimmed since.
     pub fn has_message(&self, id: &EventId) -> Result<bool, StoreError> {
-        self.read(|db| db.prepare_cached("SELECT 1 FROM inbox WHERE id = ?")?.exists(params![id.0]))
+        let select = "SELECT 1 FROM inbox WHERE id = ?1 UNION ALL SELECT 1 FROM acted WHERE id = ?1";
+        self.read(|db| db.prepare_cached(select)?.exists(params![id.0]))
     }
 
     /// `false`: there is no such message.

@@ -6,6 +6,7 @@
 mod inbox;
 mod outbox;
 mod schema;
+mod trim;
 mod turns;
 
 use std::path::{Path, PathBuf};
@@ -13,17 +14,19 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use rusqlite::{Connection, OpenFlags, Transaction, TransactionBehavior};
+use tokio::runtime::{Handle, RuntimeFlavor};
 
 use crate::StoreError;
 
 pub use inbox::{Message, MessageState};
 pub use outbox::{Delivery, Outgoing};
+pub use trim::Kept;
 pub use turns::{SessionRow, TurnEnd, TurnRow};
 
 /// How long a statement waits for another process that writes.
 const BUSY: Duration = Duration::from_secs(10);
 
-/// An open agent database. Calls block for a commit's time: run them where blocking is allowed.
+/// An open agent database. Calls block for a commit's time, but no other task of a runtime with several threads.
 pub struct AgentStore {
     /// A lock, because the driver and the commands of a person use one connection.
     db: Mutex<Connection>,
@@ -59,7 +62,6 @@ impl AgentStore {
 
     /// Runs `change` in one transaction that is durable when this returns.
     fn write<T>(&self, change: impl FnOnce(&Transaction<'_>) -> rusqlite::Result<T>) -> Result<T, StoreError> {
-        let mut db = self.db();
         let run = |db: &mut Connection| {
             // Immediate: a transaction that reads first could not become a writer beside another process.
             let txn = db.transaction_with_behavior(TransactionBehavior::Immediate)?;
@@ -67,17 +69,31 @@ impl AgentStore {
             txn.commit()?;
             Ok(made)
         };
-        run(&mut db).map_err(|error: rusqlite::Error| sql(&error))
+        blocking(|| run(&mut self.db())).map_err(|error: rusqlite::Error| sql(&error))
     }
 
     fn read<T>(&self, question: impl FnOnce(&Connection) -> rusqlite::Result<T>) -> Result<T, StoreError> {
-        question(&self.db()).map_err(|error| sql(&error))
+        // A read by itself takes microseconds; one behind a commit waits for the disk.
+        let answer = match self.db.try_lock() {
+            Ok(db) => question(&db),
+            Err(_) => blocking(|| question(&self.db())),
+        };
+        answer.map_err(|error| sql(&error))
     }
 }
 
 impl std::fmt::Debug for AgentStore {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("AgentStore").field("path", &self.path).finish_non_exhaustive()
+    }
+}
+
+/// Runs what waits for the disk. A worker of a runtime hands its other tasks to another thread meanwhile: sockets,
+/// leases and the relay of the process do not wait for an agent's commit.
+fn blocking<T>(work: impl FnOnce() -> T) -> T {
+    match Handle::try_current() {
+        Ok(runtime) if runtime.runtime_flavor() == RuntimeFlavor::MultiThread => tokio::task::block_in_place(work),
+        _ => work(),
     }
 }
 

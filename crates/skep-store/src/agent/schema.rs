@@ -6,7 +6,7 @@ use super::sql;
 use crate::StoreError;
 
 /// `user_version` of the newest schema: the number of steps below.
-const STEPS: [&str; 2] = [
+const STEPS: [&str; 3] = [
     "
 CREATE TABLE inbox (
     n          INTEGER PRIMARY KEY AUTOINCREMENT,
@@ -90,6 +90,13 @@ ALTER TABLE outbox ADD COLUMN held_by TEXT;
 -- JSON: what was set aside for a turn, and what it was charged with in the end.
 ALTER TABLE turns ADD COLUMN reserved TEXT;
 ALTER TABLE turns ADD COLUMN charge TEXT;
+",
+    "
+-- A look at how an agent stands, and what is trimmed, must not walk the texts of all messages.
+CREATE INDEX inbox_state ON inbox (state, n);
+CREATE INDEX inbox_state_at ON inbox (state_at);
+CREATE INDEX turns_channel ON turns (channel, n);
+CREATE INDEX outbox_held ON outbox (held_by) WHERE held_by IS NOT NULL;
 ",
 ];
 

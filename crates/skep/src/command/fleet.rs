@@ -12,13 +12,10 @@ use skep_proto::control::{Answer, Ask, Outcome};
 use skep_proto::name::AgentName;
 
 use super::relay::config_path;
-use super::{block_on, roster};
+use super::{ID_CHARS_MIN, block_on, roster};
 use crate::cli::{FleetCommand, PauseArgs, ResumeArgs, RetryArgs};
 use crate::error::{CliError, Kind};
 use crate::screen::{Output, escape};
-
-/// Characters of a message's id that must be given, so that a slip of the hand names nothing.
-const ID_CHARS_MIN: usize = 4;
 
 pub fn run(command: FleetCommand, out: &mut Output) -> Result<(), CliError> {
     match command {

@@ -37,6 +37,9 @@ use crate::cli::{Cli, Command, RelayArgs};
 use crate::error::{CliError, Kind};
 use crate::screen::{self, Output};
 
+/// Characters that must be given of a message's id or a request's name, so that a slip of the hand names nothing.
+const ID_CHARS_MIN: usize = 4;
+
 pub fn run(cli: Cli) -> Result<(), CliError> {
     let mut out = Output::new(cli.json);
     match cli.command {

@@ -41,10 +41,14 @@ pub fn add(args: &NewArgs, out: &mut Output) -> Result<(), CliError> {
     setup::add_agent(&path, &owner, &agent)?;
     let key = ring.pubkey(name.as_str())?;
     let started = start(&home)?.into_iter().find(|outcome| outcome.agent == name.as_str());
+    // Known now, though nothing runs here that would say so.
+    let missing = agent.find_program(std::env::vars()).err().map(|error| error.of_agent());
     if out.json {
         return out.json_line(&json!({
             "name": name, "npub": npub(&key), "pubkey": key, "owner": owner.keys.pubkey(),
-            "backend": agent.backend_name(), "config": path, "started": started.is_some_and(|outcome| outcome.is_done),
+            "backend": agent.backend_name(), "config": path,
+            "started": started.as_ref().is_some_and(|outcome| outcome.is_done),
+            "reason": started.filter(|outcome| !outcome.is_done).map(|outcome| outcome.text).or(missing),
         }));
     }
     out.line(&format!("agent   {name}"))?;
@@ -54,8 +58,17 @@ pub fn add(args: &NewArgs, out: &mut Output) -> Result<(), CliError> {
     out.line(&escape(&format!("config  {}", path.display())))?;
     match started {
         Some(Outcome { is_done: true, .. }) => out.line("It runs."),
-        Some(Outcome { text, .. }) => out.line(&escape(&format!("It is {text}."))),
-        None => out.line("Next: skep up starts it."),
+        Some(Outcome { text, .. }) => {
+            out.line(&escape(&format!("It is {text}.")))?;
+            out.line("When that is mended: stop skep up and start it again.")
+        }
+        None => match missing {
+            Some(why) => {
+                out.line(&escape(&format!("It cannot start yet: {why}.")))?;
+                out.line("When that is mended: skep up starts it.")
+            }
+            None => out.line("Next: skep up starts it."),
+        },
     }
 }
 

@@ -44,7 +44,7 @@ fn a_card_is_listed_allowed_and_rejected_from_the_command_line() {
     let mut hive = Hive::new(&[demo("scout")]);
     hive.run_agents("home");
     assert_eq!(hive.run(&["approve"]).succeeds().stdout, "nothing is open\n");
-    hive.run(&["approve", "abc"]).fails(1, "no open request begins with \"abc\"", "skep approve lists");
+    hive.run(&["approve", "abcd"]).fails(1, "no open request begins with \"abcd\"", "skep approve lists");
     hive.run(&["deny", "--all"]).fails(1, "nothing is open", "skep approve lists");
 
     let ask = hive.start(&["ask", "@scout", "write one.txt"]);
@@ -57,6 +57,9 @@ fn a_card_is_listed_allowed_and_rejected_from_the_command_line() {
     );
     assert!(listed.contains(" left\n") && listed.contains(&format!("skep approve {}", &nonce[..8])), "{listed}");
     assert!(!hive.workdir("scout").join("one.txt").exists(), "not before it is allowed");
+    // What a script makes of a variable that is not set.
+    hive.run(&["approve", ""]).fails(3, "\"\" is too short for a request's name", "skep approve lists");
+    assert!(!hive.workdir("scout").join("one.txt").exists(), "nobody allowed it");
     let said = hive.run(&["approve", &nonce[..6]]).succeeds().stdout;
     assert_eq!(said, "allowed @scout: Write one.txt\n");
     assert_eq!(ask.finish().succeeds().stdout, "I wrote one.txt.\n");

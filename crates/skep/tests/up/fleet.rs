@@ -155,6 +155,20 @@ fn an_agent_is_added_to_what_runs_and_answers_at_once_and_the_file_keeps_its_com
     assert_eq!(std::fs::read_to_string(place.config()).unwrap(), config, "a refusal changes nothing");
 }
 
+#[test]
+fn an_agent_whose_program_is_missing_is_told_at_once_how_to_get_it() {
+    let place = place_with(&["scout"]);
+    let hint = "OpenCode is not in PATH: npm install -g opencode-ai";
+    let said = place.done(&["agent", "new", "early", "--preset", "opencode"]);
+    assert!(said.contains("It cannot start yet") && said.contains(hint), "{said}");
+    let _up = place.up();
+    let said = place.done(&["agent", "new", "late", "--preset", "opencode"]);
+    assert!(said.contains("It is not started") && said.contains(hint), "{said}");
+    let told = place.json(&["agent", "new", "later", "--preset", "opencode"]);
+    assert_eq!(told[0]["started"], false);
+    assert!(told[0]["reason"].as_str().is_some_and(|reason| reason.contains(hint)), "{told:?}");
+}
+
 /// Another process with an instance of an agent: a home of its own, the same key, the same lock directory.
 fn twin(place: &Place, name: &str) -> (Up, PathBuf) {
     let home = place.dir().join("twin");
@@ -199,6 +213,16 @@ fn who_leads_is_told_a_claim_asks_nicely_and_a_steal_takes_over_in_mid_turn_and_
     at(&place, &home, &["agent", "claim", "scout"])
         .fails_with_one_line(1, &format!("process {} on this machine leads", up.pid()));
     assert!(place.done(&["agent", "claim", "scout"]).contains("it leads already"));
+    at(&place, &home, &["agent", "pause", "scout"]).fails_with_one_line(
+        1,
+        &format!("paused here only: this instance follows process {} on this machine, which is not paused", up.pid()),
+    );
+    assert_eq!(
+        (&twin_agent()["paused"], &place.agent("scout")["paused"]),
+        (&"paused by its owner".into(), &Value::Null)
+    );
+    let resumed = at(&place, &home, &["agent", "resume", "scout"]);
+    assert_eq!(resumed.code, Some(0), "{}", resumed.stderr);
 
     let mut owner = Owner::of(&place);
     let asked = owner.say("scout", "count to 40");

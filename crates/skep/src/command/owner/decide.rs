@@ -11,7 +11,7 @@ use skep_proto::agent::control::Status;
 
 use super::{Owner, show};
 use crate::cli::DecideArgs;
-use crate::command::block_on;
+use crate::command::{ID_CHARS_MIN, block_on};
 use crate::error::{CliError, Kind};
 use crate::screen::{Output, escape};
 
@@ -80,6 +80,11 @@ fn choose<'c>(args: &DecideArgs, open: &'c [(String, OpenCard)]) -> Result<Vec<&
         return if open.is_empty() { Err(nothing("nothing is open")) } else { Ok(open.iter().collect()) };
     }
     let find = |wanted: &String| {
+        // An unset variable in a script is empty, and every name begins with that.
+        if wanted.len() < ID_CHARS_MIN {
+            return Err(CliError::new(Kind::Input, format!("{wanted:?} is too short for a request's name"))
+                .hint("skep approve lists what is open; --all means all of it"));
+        }
         let mut found = open.iter().filter(|(_, open)| open.card.tag.nonce.starts_with(wanted.as_str()));
         match (found.next(), found.next()) {
             (Some(one), None) => Ok(one),
