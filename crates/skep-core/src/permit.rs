@@ -8,6 +8,7 @@
 //! A tool's kind and paths are what the backend says they are: rules by them are a convenience against mistakes, not a
 //! sandbox.
 
+mod card;
 mod policy;
 
 use std::collections::{BTreeMap, VecDeque};
@@ -16,6 +17,7 @@ use skep_proto::agent::control::Status;
 use skep_proto::agent::telemetry::{Authorization, Reason};
 use skep_proto::{EventId, PubKey, limits};
 
+pub use card::{Card, Choice, card_lines};
 pub use policy::{Policy, Rule, Stance};
 
 use crate::backend::{Ask, AskId, AskKind};
@@ -36,26 +38,6 @@ pub struct Origin {
     pub is_by_owner: bool,
     /// When the turn ends at the latest, in milliseconds of the clock that `now` is of.
     pub turn_ends_ms: u64,
-}
-
-/// A question for the owner, on every screen. Texts are cut, and untrusted.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Card {
-    pub nonce: Nonce,
-    pub origin: Origin,
-    pub request: AskId,
-    pub title: String,
-    pub detail: String,
-    /// The two that are offered.
-    pub allow: Choice,
-    pub reject: Choice,
-    pub expires_ms: u64,
-}
-
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Choice {
-    pub option: String,
-    pub label: String,
 }
 
 /// An answer, from wherever it came.
@@ -193,8 +175,8 @@ impl Permits {
         let card = Card {
             nonce: nonce.clone(),
             request: ask.id.clone(),
-            title: cut(&ask.tool.title),
-            detail: cut(&ask.detail),
+            title: card::line(&ask.tool.title),
+            detail: card::detail(&ask.detail),
             allow,
             reject,
             expires_ms: now_ms.saturating_add(limits::PERMIT_MS_MAX).min(origin.turn_ends_ms),
@@ -280,11 +262,7 @@ fn only(ask: &Ask, kind: AskKind) -> Option<Choice> {
     let mut found = ask.options.iter().filter(|option| option.kind == kind);
     let option = found.next()?;
     let is_unique = ask.options.iter().filter(|other| other.id == option.id).count() == 1;
-    (found.next().is_none() && is_unique).then(|| Choice { option: option.id.clone(), label: cut(&option.name) })
-}
-
-fn cut(text: &str) -> String {
-    text[..text.floor_char_boundary(limits::PERMIT_TEXT_BYTES_MAX)].to_owned()
+    (found.next().is_none() && is_unique).then(|| Choice { option: option.id.clone(), label: card::line(&option.name) })
 }
 
 #[cfg(test)]

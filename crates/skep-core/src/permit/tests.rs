@@ -23,7 +23,7 @@ fn ask(id: &str) -> Ask {
         option("yes", AskKind::AllowOnce),
         option("no", AskKind::RejectOnce),
     ];
-    Ask { id: AskId(id.into()), tool, detail: "x".repeat(500), options }
+    Ask { id: AskId(id.into()), tool, detail: "x".repeat(limits::PERMIT_DETAIL_BYTES_MAX + 7), options }
 }
 
 fn origin() -> Origin {
@@ -88,7 +88,8 @@ fn a_card_shows_two_options_and_texts_that_are_cut() {
     let out = permits(Stance::Ask).ask(0, origin(), &ask("q"), nonce(1));
     let card = shown(&out).expect("a card");
     assert_eq!((card.allow.option.as_str(), card.reject.option.as_str()), ("yes", "no"));
-    assert_eq!(card.detail.len(), limits::PERMIT_TEXT_BYTES_MAX);
+    let whole = limits::PERMIT_DETAIL_BYTES_MAX;
+    assert_eq!(card.detail, format!("{}… (at least 7 bytes more)", "x".repeat(whole)));
     assert_eq!(written(&out), []);
 }
 

@@ -61,7 +61,7 @@ fn list(owner: &Owner, open: &[(String, OpenCard)], is_yes: bool, out: &mut Outp
             escape(&who),
             escape(&show::channel(&card.tag.channel))
         ))?;
-        for line in show::card_lines(&card.text) {
+        for line in card.lines() {
             out.line(&format!("    {}", escape(line)))?;
         }
     }
@@ -109,7 +109,7 @@ async fn answer(owner: &Owner, relay: &str, open: &OpenCard, is_yes: bool, out: 
         show::name(&mut json, &owner.directory, agent);
         out.json_line(&json)?;
     } else if status == Status::Sent {
-        let what = show::card_lines(&card.text).first().copied().unwrap_or_default();
+        let what = card.lines().first().copied().unwrap_or_default();
         out.line(&format!("{word} {}: {}", owner.directory.label(agent), escape(what.trim_start_matches("🔐 "))))?;
     }
     out.flush()?;
