@@ -81,7 +81,14 @@ pub struct Permits {
     owner: Option<PubKey>,
     pending: BTreeMap<Nonce, Pending>,
     /// The newest decided ones, so that who is late can be told.
-    decided: VecDeque<(Nonce, Option<EventId>)>,
+    decided: VecDeque<Decided>,
+}
+
+#[derive(Debug)]
+struct Decided {
+    nonce: Nonce,
+    event: Option<EventId>,
+    reason: Reason,
 }
 
 impl Permits {
@@ -127,6 +134,15 @@ impl Permits {
         self.nonce_of(event).is_some()
     }
 
+    /// How the question that an answer is about was decided, if it was and is remembered.
+    pub fn ended(&self, answered: &Answer) -> Option<&Reason> {
+        let is_it = |decided: &&Decided| match answered {
+            Answer::Local { nonce, .. } | Answer::Control { nonce, .. } => decided.nonce == *nonce,
+            Answer::Reaction { card, .. } => decided.event == Some(*card),
+        };
+        self.decided.iter().find(is_it).map(|decided| &decided.reason)
+    }
+
     /// Somebody answers. The status is what they are told.
     pub fn decide(&mut self, now_ms: u64, answered: &Answer) -> (Status, Vec<Effect>) {
         let (nonce, option) = match self.find(answered) {
@@ -153,7 +169,7 @@ impl Permits {
     fn may_raise(&self, origin: &Origin, ask: &Ask, nonce: &Nonce) -> bool {
         let ids = [&nonce.0, &origin.session, &origin.turn.0, &ask.id.0];
         let ids = ids.into_iter().chain(ask.options.iter().map(|option| &option.id));
-        let is_known = self.pending.contains_key(nonce) || self.decided.iter().any(|(decided, _)| decided == nonce);
+        let is_known = self.pending.contains_key(nonce) || self.decided.iter().any(|decided| decided.nonce == *nonce);
         let is_asked_already = self.pending().any(|card| card.origin.turn == origin.turn && card.request == ask.id);
         self.owner.is_some()
             && origin.is_by_owner
@@ -198,7 +214,7 @@ impl Permits {
             }
         };
         let Some(Pending { card, .. }) = self.pending.get(&nonce) else {
-            let is_late = self.decided.iter().any(|(decided, _)| *decided == nonce);
+            let is_late = self.decided.iter().any(|decided| decided.nonce == nonce);
             return Err(if is_late { Status::AlreadyDecided } else { Status::NoActiveTurn });
         };
         let option = match answered {
@@ -217,7 +233,7 @@ impl Permits {
 
     fn nonce_of(&self, event: &EventId) -> Option<Nonce> {
         let pending = self.pending.iter().map(|(nonce, pending)| (nonce, pending.event));
-        let decided = self.decided.iter().map(|(nonce, event)| (nonce, *event));
+        let decided = self.decided.iter().map(|decided| (&decided.nonce, decided.event));
         pending.chain(decided).find(|(_, of)| of.as_ref() == Some(event)).map(|(nonce, _)| nonce.clone())
     }
 
@@ -232,7 +248,7 @@ impl Permits {
         if self.decided.len() >= limits::PERMITS_DECIDED_MAX {
             self.decided.pop_front();
         }
-        self.decided.push_back((nonce.clone(), event));
+        self.decided.push_back(Decided { nonce: nonce.clone(), event, reason: reason.clone() });
         let option = option.or(if reason == Reason::Cancelled { None } else { Some(card.reject.option) });
         let verdict = Verdict { option, reason: reason.clone() };
         vec![

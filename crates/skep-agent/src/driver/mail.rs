@@ -199,7 +199,8 @@ impl<D: Door + 'static> Desk<D> {
         let answer = Answer::Reaction { card, author: event.pubkey, is_yes };
         let (status, effects) = self.permits.decide(self.mono_ms(), &answer);
         if status == Status::AlreadyDecided {
-            self.tell_late(&card)?;
+            let text = format!("Too late: {}.", self.late(&answer));
+            self.tell_late(&card, &text)?;
         }
         self.settle_permits(effects)
     }
@@ -213,11 +214,12 @@ impl<D: Door + 'static> Desk<D> {
         if self.setup.audience.owner != Some(by) {
             return Ok(Err("only the owner may decide".into()));
         }
-        let (status, effects) = self.permits.decide(self.mono_ms(), &Answer::Local { nonce: Nonce(nonce), option });
+        let answer = Answer::Local { nonce: Nonce(nonce), option };
+        let (status, effects) = self.permits.decide(self.mono_ms(), &answer);
         self.settle_permits(effects)?;
         Ok(match status {
             Status::Sent => Ok("the answer was given".into()),
-            Status::AlreadyDecided => Err("it was decided already".into()),
+            Status::AlreadyDecided => Err(self.late(&answer).into()),
             _ => Err("there is no such question".into()),
         })
     }

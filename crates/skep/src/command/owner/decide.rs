@@ -117,7 +117,7 @@ async fn answer(owner: &Owner, relay: &str, open: &OpenCard, is_yes: bool, out: 
     let refused = |cause: String| Err(CliError::new(Kind::Refused, cause).hint("skep approve lists what is open"));
     match status {
         Status::Sent => Ok(()),
-        Status::AlreadyDecided => refused(format!("{nonce} was decided already; the first answer stands")),
+        Status::AlreadyDecided => refused(format!("{nonce} was decided already: by an answer, or as its time ran out")),
         Status::NoActiveTurn => refused(format!("{nonce} is over: its turn has ended, or its time")),
         other => refused(format!("{nonce}: the agent says {}", other.as_str())),
     }
