@@ -118,7 +118,7 @@ impl<D: Door + 'static> Desk<D> {
             }
             Verdict::AskOwner(why) => {
                 self.tell_queue(queue::Input::Refused { id, reason: why.to_string() })?;
-                if self.is_prompter() && self.told.insert((letter.pubkey, why.to_string())) {
+                if self.is_prompter() && self.loops.may_tell(self.me, &letter.pubkey, self.unix_now()) {
                     self.tell_owner(&letter, &format!("{why}; only you can let them go on"))?;
                 }
             }

@@ -8,6 +8,7 @@ mod budget;
 mod cards;
 mod earlier;
 mod leading;
+mod loops;
 mod members;
 mod model;
 mod profile;
