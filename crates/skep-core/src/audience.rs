@@ -169,6 +169,8 @@ pub fn next_hop(hop: u32, is_agent: Fact) -> u32 {
 #[derive(Debug, Default)]
 pub struct Loops {
     turns: BTreeMap<(PubKey, PubKey), VecDeque<Timestamp>>,
+    /// When the owner was last told that a pair was stopped. Bounded as the turns are; the oldest goes first.
+    told: BTreeMap<(PubKey, PubKey), Timestamp>,
 }
 
 const HOUR_SECS: u64 = 3_600;
@@ -202,6 +204,21 @@ impl Loops {
     /// The owner lets this pair go on.
     pub fn allow(&mut self, agent: PubKey, asker: &PubKey) {
         self.turns.remove(&pair(agent, *asker));
+        self.told.remove(&pair(agent, *asker));
+    }
+
+    /// Whether the owner is to be told that this pair was stopped: once in an hour, and again after they let it go on.
+    pub fn may_tell(&mut self, agent: PubKey, asker: &PubKey, now: Timestamp) -> bool {
+        let pair = pair(agent, *asker);
+        if self.told.get(&pair).is_some_and(|at| now < at + HOUR_SECS) {
+            return false;
+        }
+        self.told.insert(pair, now);
+        if self.told.len() > limits::PAIRS_MAX {
+            let oldest = self.told.iter().min_by_key(|(_, at)| **at).map(|(pair, _)| *pair);
+            oldest.and_then(|pair| self.told.remove(&pair));
+        }
+        true
     }
 
     fn recent(&mut self, pair: (PubKey, PubKey), now: Timestamp) -> usize {
@@ -290,6 +307,16 @@ mod tests {
     }
 
     #[test]
+    fn of_a_pair_the_owner_is_told_once_in_an_hour_and_again_after_they_let_it_go_on() {
+        let mut loops = Loops::default();
+        assert!(loops.may_tell(AGENT, &OTHER, 0) && loops.may_tell(AGENT, &OWNER, 1), "each pair");
+        assert!(!loops.may_tell(AGENT, &OTHER, 3_599));
+        assert!(loops.may_tell(AGENT, &OTHER, 3_600) && !loops.may_tell(OTHER, &AGENT, 3_601));
+        loops.allow(AGENT, &OTHER);
+        assert!(loops.may_tell(AGENT, &OTHER, 3_602));
+    }
+
+    #[test]
     fn the_newest_lists_of_the_relay_say_who_is_a_member() {
         let list = |kind: Kind, at: Timestamp, tag: &str, key: &PubKey| RawEvent {
             id: skep_proto::EventId([at as u8; 32]),
@@ -318,8 +345,9 @@ mod tests {
             let mut key = [0; 32];
             key[..4].copy_from_slice(&n.to_be_bytes());
             loops.count(AGENT, &asker(PubKey(key), Fact::Unknown, Fact::No), n.into());
+            assert!(loops.may_tell(AGENT, &PubKey(key), n.into()));
         }
-        assert_eq!(loops.turns.len(), limits::PAIRS_MAX);
+        assert_eq!((loops.turns.len(), loops.told.len()), (limits::PAIRS_MAX, limits::PAIRS_MAX));
     }
 
     fn any_fact() -> impl Strategy<Value = Fact> {

@@ -1,7 +1,8 @@
 //! Budgets: what a turn may cost is set aside before it begins, and made good when it has ended.
 //!
 //! Job: say whether a turn may begin, for its agent, its task and the fleet at once. Lives as long as the node; the
-//! shell gives what was spent before back after a restart.
+//! shell gives what was spent before back after a restart. It knows of this machine only: what an agent spends where it
+//! runs besides is counted there.
 //! Must not: take an unknown cost for nothing, or let a turn begin on money that another has set aside.
 //!
 //! A day is a UTC day; an hour is the last 3,600 s.

@@ -12,6 +12,7 @@ use skep_proto::agent::telemetry::{Authorization, MessageStatus, Reason};
 use skep_proto::lease::{Claim, Epoch};
 use skep_proto::{EventId, Kind, PubKey, RawEvent, thread};
 
+use crate::permit::card_lines;
 use crate::watch::{Item, Shown};
 
 /// The tag on a notice of a harness under a message: `["status", word]`, the word of the inbox (see
@@ -44,6 +45,13 @@ pub struct Card {
     pub tag: CardTag,
     /// For a person. Untrusted.
     pub text: String,
+}
+
+impl Card {
+    /// What is asked, without the instructions for those who answer elsewhere.
+    pub fn lines(&self) -> Vec<&str> {
+        card_lines(&self.text)
+    }
 }
 
 /// How a message ended for one agent.

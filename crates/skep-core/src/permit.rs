@@ -8,6 +8,7 @@
 //! A tool's kind and paths are what the backend says they are: rules by them are a convenience against mistakes, not a
 //! sandbox.
 
+mod card;
 mod policy;
 
 use std::collections::{BTreeMap, VecDeque};
@@ -16,6 +17,7 @@ use skep_proto::agent::control::Status;
 use skep_proto::agent::telemetry::{Authorization, Reason};
 use skep_proto::{EventId, PubKey, limits};
 
+pub use card::{Card, Choice, card_lines};
 pub use policy::{Policy, Rule, Stance};
 
 use crate::backend::{Ask, AskId, AskKind};
@@ -36,26 +38,6 @@ pub struct Origin {
     pub is_by_owner: bool,
     /// When the turn ends at the latest, in milliseconds of the clock that `now` is of.
     pub turn_ends_ms: u64,
-}
-
-/// A question for the owner, on every screen. Texts are cut, and untrusted.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Card {
-    pub nonce: Nonce,
-    pub origin: Origin,
-    pub request: AskId,
-    pub title: String,
-    pub detail: String,
-    /// The two that are offered.
-    pub allow: Choice,
-    pub reject: Choice,
-    pub expires_ms: u64,
-}
-
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Choice {
-    pub option: String,
-    pub label: String,
 }
 
 /// An answer, from wherever it came.
@@ -99,7 +81,14 @@ pub struct Permits {
     owner: Option<PubKey>,
     pending: BTreeMap<Nonce, Pending>,
     /// The newest decided ones, so that who is late can be told.
-    decided: VecDeque<(Nonce, Option<EventId>)>,
+    decided: VecDeque<Decided>,
+}
+
+#[derive(Debug)]
+struct Decided {
+    nonce: Nonce,
+    event: Option<EventId>,
+    reason: Reason,
 }
 
 impl Permits {
@@ -145,6 +134,15 @@ impl Permits {
         self.nonce_of(event).is_some()
     }
 
+    /// How the question that an answer is about was decided, if it was and is remembered.
+    pub fn ended(&self, answered: &Answer) -> Option<&Reason> {
+        let is_it = |decided: &&Decided| match answered {
+            Answer::Local { nonce, .. } | Answer::Control { nonce, .. } => decided.nonce == *nonce,
+            Answer::Reaction { card, .. } => decided.event == Some(*card),
+        };
+        self.decided.iter().find(is_it).map(|decided| &decided.reason)
+    }
+
     /// Somebody answers. The status is what they are told.
     pub fn decide(&mut self, now_ms: u64, answered: &Answer) -> (Status, Vec<Effect>) {
         let (nonce, option) = match self.find(answered) {
@@ -171,7 +169,7 @@ impl Permits {
     fn may_raise(&self, origin: &Origin, ask: &Ask, nonce: &Nonce) -> bool {
         let ids = [&nonce.0, &origin.session, &origin.turn.0, &ask.id.0];
         let ids = ids.into_iter().chain(ask.options.iter().map(|option| &option.id));
-        let is_known = self.pending.contains_key(nonce) || self.decided.iter().any(|(decided, _)| decided == nonce);
+        let is_known = self.pending.contains_key(nonce) || self.decided.iter().any(|decided| decided.nonce == *nonce);
         let is_asked_already = self.pending().any(|card| card.origin.turn == origin.turn && card.request == ask.id);
         self.owner.is_some()
             && origin.is_by_owner
@@ -193,8 +191,8 @@ impl Permits {
         let card = Card {
             nonce: nonce.clone(),
             request: ask.id.clone(),
-            title: cut(&ask.tool.title),
-            detail: cut(&ask.detail),
+            title: card::line(&ask.tool.title),
+            detail: card::detail(&ask.detail),
             allow,
             reject,
             expires_ms: now_ms.saturating_add(limits::PERMIT_MS_MAX).min(origin.turn_ends_ms),
@@ -216,7 +214,7 @@ impl Permits {
             }
         };
         let Some(Pending { card, .. }) = self.pending.get(&nonce) else {
-            let is_late = self.decided.iter().any(|(decided, _)| *decided == nonce);
+            let is_late = self.decided.iter().any(|decided| decided.nonce == nonce);
             return Err(if is_late { Status::AlreadyDecided } else { Status::NoActiveTurn });
         };
         let option = match answered {
@@ -235,7 +233,7 @@ impl Permits {
 
     fn nonce_of(&self, event: &EventId) -> Option<Nonce> {
         let pending = self.pending.iter().map(|(nonce, pending)| (nonce, pending.event));
-        let decided = self.decided.iter().map(|(nonce, event)| (nonce, *event));
+        let decided = self.decided.iter().map(|decided| (&decided.nonce, decided.event));
         pending.chain(decided).find(|(_, of)| of.as_ref() == Some(event)).map(|(nonce, _)| nonce.clone())
     }
 
@@ -250,7 +248,7 @@ impl Permits {
         if self.decided.len() >= limits::PERMITS_DECIDED_MAX {
             self.decided.pop_front();
         }
-        self.decided.push_back((nonce.clone(), event));
+        self.decided.push_back(Decided { nonce: nonce.clone(), event, reason: reason.clone() });
         let option = option.or(if reason == Reason::Cancelled { None } else { Some(card.reject.option) });
         let verdict = Verdict { option, reason: reason.clone() };
         vec![
@@ -280,11 +278,7 @@ fn only(ask: &Ask, kind: AskKind) -> Option<Choice> {
     let mut found = ask.options.iter().filter(|option| option.kind == kind);
     let option = found.next()?;
     let is_unique = ask.options.iter().filter(|other| other.id == option.id).count() == 1;
-    (found.next().is_none() && is_unique).then(|| Choice { option: option.id.clone(), label: cut(&option.name) })
-}
-
-fn cut(text: &str) -> String {
-    text[..text.floor_char_boundary(limits::PERMIT_TEXT_BYTES_MAX)].to_owned()
+    (found.next().is_none() && is_unique).then(|| Choice { option: option.id.clone(), label: card::line(&option.name) })
 }
 
 #[cfg(test)]

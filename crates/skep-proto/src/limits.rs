@@ -122,9 +122,14 @@ pub const PERMIT_MS_MAX: u64 = 300_000;
 pub const PERMITS_PENDING_MAX: usize = 32;
 pub const PERMITS_DECIDED_MAX: usize = 1_024;
 
-/// Bytes of a permission's identifiers (longer: denied), and of its labels and description (cut) (NIP-AO).
+/// Bytes of a permission's identifiers (longer: denied), and of its title and labels (cut) (NIP-AO).
 pub const PERMIT_ID_BYTES_MAX: usize = 200;
 pub const PERMIT_TEXT_BYTES_MAX: usize = 200;
+
+/// Bytes and lines of what a permission is for, as a card shows it; the rest is cut with a note. What is allowed should
+/// be seen whole, on one screen, and a card with its marks is one part of a direct message.
+pub const PERMIT_DETAIL_BYTES_MAX: usize = 2_000;
+pub const PERMIT_DETAIL_LINES_MAX: usize = 60;
 
 /// Bytes of one text in a prompt; the rest is cut with a note.
 pub const PROMPT_TEXT_BYTES_MAX: usize = 1024 * KIB;
@@ -242,6 +247,11 @@ const _: () = assert!(
     VERIFY_BATCH_MAX * IN_FLIGHT_EVENT_BYTES_MIN <= IN_FLIGHT_BYTES_MAX && VERIFY_BATCH_MAX <= BATCH_EVENTS_MAX
 );
 const _: () = assert!(LEADER_REFRESH_MS < LEADER_STALE_MS && TURN_IDLE_MS < TURN_MS_MAX && RETRY_MS_MIN < RETRY_MS_MAX);
+// Each line has a mark of 7 bytes; a label that is quoted may be twice as long.
+const _: () = assert!(
+    PERMIT_DETAIL_BYTES_MAX + 7 * PERMIT_DETAIL_LINES_MAX + 5 * PERMIT_TEXT_BYTES_MAX + PERMIT_ID_BYTES_MAX + KIB
+        < DIRECT_PART_BYTES_MAX
+);
 const _: () = assert!(PERMIT_MS_MAX < TURN_MS_MAX && SEALED_BYTES_MAX < FRAMES_PENDING_BYTES_MAX);
 const _: () = assert!(NEG_FRAME_BYTES * 2 + 256 < OUTBOX_BYTES_MAX);
 const _: () = assert!(HTTP_PIECES_MAX * (RECENT_BYTES_MAX + 256 * KIB) <= OUTBOX_BYTES_MAX);

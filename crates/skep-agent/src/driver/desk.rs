@@ -95,8 +95,6 @@ pub(super) struct Desk<D> {
     pub answered: BTreeMap<EventId, EventId>,
     /// The channels that have, or had, a backend.
     pub live: BTreeMap<String, Live>,
-    /// What the owner was told of, so that it is told once.
-    pub told: BTreeSet<(PubKey, String)>,
     /// Messages whose sender could not be judged yet.
     pub unjudged: BTreeSet<EventId>,
     pub members: Members,
@@ -142,7 +140,6 @@ impl<D: Door + 'static> Desk<D> {
             is_caught_up: setup.has_leases,
             answered: BTreeMap::new(),
             live: BTreeMap::new(),
-            told: BTreeSet::new(),
             unjudged: BTreeSet::new(),
             members: Members::default(),
             introduces_at: 0,
@@ -316,6 +313,10 @@ impl<D: Door + 'static> Desk<D> {
                 };
                 if matches!(row.state, State::Answered { .. }) {
                     return Ok(Err("it is answered already".into()));
+                }
+                // Whom a loop stopped may go on with the message that the owner lets in.
+                if row.state == State::Refused {
+                    self.loops.allow(self.me, &row.message.from);
                 }
                 self.tell_queue(queue::Input::Retry(row))?;
                 Ok(Ok("it will be tried again".into()))

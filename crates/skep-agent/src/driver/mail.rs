@@ -118,7 +118,7 @@ impl<D: Door + 'static> Desk<D> {
             }
             Verdict::AskOwner(why) => {
                 self.tell_queue(queue::Input::Refused { id, reason: why.to_string() })?;
-                if self.is_prompter() && self.told.insert((letter.pubkey, why.to_string())) {
+                if self.is_prompter() && self.loops.may_tell(self.me, &letter.pubkey, self.unix_now()) {
                     self.tell_owner(&letter, &format!("{why}; only you can let them go on"))?;
                 }
             }
@@ -204,7 +204,8 @@ impl<D: Door + 'static> Desk<D> {
         let answer = Answer::Reaction { card, author: event.pubkey, is_yes };
         let (status, effects) = self.permits.decide(self.mono_ms(), &answer);
         if status == Status::AlreadyDecided {
-            self.tell_late(&card)?;
+            let text = format!("Too late: {}.", self.late(&answer));
+            self.tell_late(&card, &text)?;
         }
         self.settle_permits(effects)
     }
@@ -218,11 +219,12 @@ impl<D: Door + 'static> Desk<D> {
         if self.setup.audience.owner != Some(by) {
             return Ok(Err("only the owner may decide".into()));
         }
-        let (status, effects) = self.permits.decide(self.mono_ms(), &Answer::Local { nonce: Nonce(nonce), option });
+        let answer = Answer::Local { nonce: Nonce(nonce), option };
+        let (status, effects) = self.permits.decide(self.mono_ms(), &answer);
         self.settle_permits(effects)?;
         Ok(match status {
             Status::Sent => Ok("the answer was given".into()),
-            Status::AlreadyDecided => Err("it was decided already".into()),
+            Status::AlreadyDecided => Err(self.late(&answer).into()),
             _ => Err("there is no such question".into()),
         })
     }

@@ -5,7 +5,7 @@ use skep_core::audience::next_hop;
 use skep_core::door::Door;
 use skep_core::fate;
 use skep_core::frames::Observation;
-use skep_core::permit::{Card, Choice};
+use skep_core::permit::Card;
 use skep_core::prompt::{self, Boundary, Relation, Verified};
 use skep_core::queue;
 use skep_core::turn::TurnId;
@@ -208,16 +208,7 @@ impl<D: Door + 'static> Desk<D> {
     pub(super) fn show_card(&mut self, card: &Card) -> Result<(), StoreError> {
         let Some(trigger) = self.trigger_of_turn(&card.origin.turn).cloned() else { return Ok(()) };
         let seconds = card.expires_ms.saturating_sub(self.mono_ms()) / 1_000;
-        // The labels are the backend's words: which sign allows is ours to say.
-        let label = |choice: &Choice| prompt::visible(&choice.label).replace('\n', " ");
-        let text = format!(
-            "🔐 {}\n{}\n\n👍 allow ({}) · 👎 reject ({}) · within {seconds} s\nrequest {}",
-            prompt::visible(&card.title),
-            prompt::visible(&card.detail),
-            label(&card.allow),
-            label(&card.reject),
-            card.nonce.0
-        );
+        let text = card.text(seconds);
         let tag = CardTag {
             nonce: card.nonce.0.clone(),
             channel: card.origin.channel.clone(),

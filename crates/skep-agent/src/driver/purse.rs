@@ -1,4 +1,5 @@
 //! The agent's budget: set aside before a turn begins, made good when it has ended, taken up again at a start.
+//! The records are this machine's: an agent that runs on two may spend its budget on each.
 //!
 //! Must not: let a turn begin that the budget does not allow, or tell the owner the same thing twice a day.
 

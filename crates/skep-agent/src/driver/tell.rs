@@ -3,8 +3,9 @@
 use serde::Serialize;
 use skep_core::door::Door;
 use skep_core::frames::Observation;
+use skep_core::permit::Answer;
 use skep_core::queue::{Row, State};
-use skep_proto::agent::telemetry::{LeadershipStatus, MessageStatus, Payload, TelemetryKind};
+use skep_proto::agent::telemetry::{LeadershipStatus, MessageStatus, Payload, Reason, TelemetryKind};
 use skep_proto::time::Moment;
 use skep_proto::{Draft, EventId, Kind, limits};
 use skep_store::StoreError;
@@ -54,10 +55,18 @@ impl<D: Door + 'static> Desk<D> {
         }
     }
 
+    /// Why an answer to a card came too late.
+    pub(super) fn late(&self, answer: &Answer) -> &'static str {
+        match self.permits.ended(answer) {
+            Some(Reason::TimedOut) => "it ran out, and counts as rejected",
+            Some(Reason::Cancelled) => "its turn ended, and it counts as rejected",
+            _ => "it was decided already, and the first answer stands",
+        }
+    }
+
     /// Under a card that was decided: an answer to it came too late.
-    pub(super) fn tell_late(&mut self, card: &EventId) -> Result<(), StoreError> {
+    pub(super) fn tell_late(&mut self, card: &EventId, text: &str) -> Result<(), StoreError> {
         let Some(owner) = self.setup.audience.owner else { return Ok(()) };
-        let text = "Too late: this was decided already, and the first answer stands.";
         // What was said in a direct message is not named in clear.
         if let Some((rumor, event)) = self.said_sealed.iter().find(|(_, event)| event == card) {
             let form = if rumor == event { Form::Old } else { Form::Wrapped };

@@ -20,6 +20,19 @@ async fn a_card_that_nobody_answers_is_rejected_and_closed_with_its_turn() {
     assert_eq!((closed.content.as_str(), e_tag(&closed)), ("⌛", card.id.to_hex()));
     assert!(!dir.path().join("late.txt").exists());
     let decide = Command::Decide { nonce: tag.nonce, option: tag.allow, by: pubkey(OWNER) };
-    assert_eq!(command(&instance, decide).await, Err("it was decided already".into()));
+    let said = command(&instance, decide).await.unwrap_err();
+    assert!(["it ran out", "its turn ended"].iter().any(|how| said.starts_with(how)), "{said}");
+    let thumb = Draft::new(Kind::REACTION, now(), "👍").tag(["e", &card.id.to_hex()]);
+    instance.event(thumb.sign(&keys(OWNER), &[0; 32]).raw()).await;
+    let mut told = None;
+    for count in 2.. {
+        let notes = relay.wait_for(Kind::NOTE, count).await;
+        told = notes.into_iter().find(|note| note.content.starts_with("Too late"));
+        if told.is_some() {
+            break;
+        }
+    }
+    let told = told.unwrap();
+    assert_eq!(told.content, format!("Too late: {said}."), "and nothing of an answer, as there was none");
     assert!(!dir.path().join("late.txt").exists(), "a late yes is none");
 }

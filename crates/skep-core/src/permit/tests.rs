@@ -23,7 +23,7 @@ fn ask(id: &str) -> Ask {
         option("yes", AskKind::AllowOnce),
         option("no", AskKind::RejectOnce),
     ];
-    Ask { id: AskId(id.into()), tool, detail: "x".repeat(500), options }
+    Ask { id: AskId(id.into()), tool, detail: "x".repeat(limits::PERMIT_DETAIL_BYTES_MAX + 7), options }
 }
 
 fn origin() -> Origin {
@@ -88,7 +88,8 @@ fn a_card_shows_two_options_and_texts_that_are_cut() {
     let out = permits(Stance::Ask).ask(0, origin(), &ask("q"), nonce(1));
     let card = shown(&out).expect("a card");
     assert_eq!((card.allow.option.as_str(), card.reject.option.as_str()), ("yes", "no"));
-    assert_eq!(card.detail.len(), limits::PERMIT_TEXT_BYTES_MAX);
+    let whole = limits::PERMIT_DETAIL_BYTES_MAX;
+    assert_eq!(card.detail, format!("{}… (at least 7 bytes more)", "x".repeat(whole)));
     assert_eq!(written(&out), []);
 }
 
@@ -129,6 +130,23 @@ fn the_first_answer_wins_and_a_late_one_is_told_so() {
     let reaction = Answer::Reaction { card: EventId([7; 32]), author: OWNER, is_yes: true };
     for late in [control, reaction, local(1, "yes")] {
         assert_eq!(permits.decide(2, &late), (Status::AlreadyDecided, vec![]));
+        assert_eq!(permits.ended(&late), Some(&Reason::Applied));
+    }
+}
+
+#[test]
+fn who_is_late_can_be_told_how_it_ended() {
+    let reaction = Answer::Reaction { card: EventId([7; 32]), author: OWNER, is_yes: true };
+    for reason in [Reason::TimedOut, Reason::Cancelled] {
+        let mut permits = permits(Stance::Ask);
+        permits.ask(0, origin(), &ask("q"), nonce(1));
+        permits.published(&nonce(1), EventId([7; 32]));
+        assert_eq!(permits.ended(&reaction), None, "it is open");
+        let out =
+            if reason == Reason::TimedOut { permits.tick(u64::MAX) } else { permits.end_turn(&TurnId("t".into())) };
+        assert_eq!(out.len(), 2, "an answer, and the end of its card");
+        assert_eq!([permits.ended(&reaction), permits.ended(&local(1, "yes"))], [Some(&reason); 2]);
+        assert_eq!(permits.ended(&local(2, "yes")), None, "another");
     }
 }
 

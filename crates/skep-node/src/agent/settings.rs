@@ -114,7 +114,7 @@ settings! {
     /// Names of variables of our environment that its backend gets beside the usual ones.
     env: Vec<String> = Vec::new();
     /// What it may spend: `usd_per_day`, `tokens_per_day` (of a UTC day), `usd_per_turn`, `turns_per_hour`.
-    /// Counted by the records of this machine.
+    /// Counted by the records of this machine alone: an agent that runs on several may spend as much on each.
     budget: BudgetSettings = BudgetSettings::default();
     /// US dollars for a million tokens, where its backend does not say what it costs: `input`, `output`, `cache_read`,
     /// `cache_write`, and the `date` of the prices. 0 for a model of your own. Without it and with no word of the

@@ -293,7 +293,7 @@ impl Talk<'_> {
         let nonce = show::short_nonce(&card.tag.nonce);
         let time = show::left(card.tag.expires_at, unix_now());
         self.aside.must_line(&format!("{} asks for a permission, within {time}:", self.label(agent)));
-        for line in show::card_lines(&card.text) {
+        for line in card.lines() {
             self.aside.must_line(&format!("  {line}"));
         }
         if can_type {

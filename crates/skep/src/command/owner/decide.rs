@@ -61,7 +61,7 @@ fn list(owner: &Owner, open: &[(String, OpenCard)], is_yes: bool, out: &mut Outp
             escape(&who),
             escape(&show::channel(&card.tag.channel))
         ))?;
-        for line in show::card_lines(&card.text) {
+        for line in card.lines() {
             out.line(&format!("    {}", escape(line)))?;
         }
     }
@@ -114,7 +114,7 @@ async fn answer(owner: &Owner, relay: &str, open: &OpenCard, is_yes: bool, out: 
         show::name(&mut json, &owner.directory, agent);
         out.json_line(&json)?;
     } else if status == Status::Sent {
-        let what = show::card_lines(&card.text).first().copied().unwrap_or_default();
+        let what = card.lines().first().copied().unwrap_or_default();
         out.line(&format!("{word} {}: {}", owner.directory.label(agent), escape(what.trim_start_matches("🔐 "))))?;
     }
     out.flush()?;
@@ -122,7 +122,7 @@ async fn answer(owner: &Owner, relay: &str, open: &OpenCard, is_yes: bool, out: 
     let refused = |cause: String| Err(CliError::new(Kind::Refused, cause).hint("skep approve lists what is open"));
     match status {
         Status::Sent => Ok(()),
-        Status::AlreadyDecided => refused(format!("{nonce} was decided already; the first answer stands")),
+        Status::AlreadyDecided => refused(format!("{nonce} was decided already: by an answer, or as its time ran out")),
         Status::NoActiveTurn => refused(format!("{nonce} is over: its turn has ended, or its time")),
         other => refused(format!("{nonce}: the agent says {}", other.as_str())),
     }

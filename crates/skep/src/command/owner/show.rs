@@ -25,11 +25,6 @@ pub fn channel(name: &str) -> String {
     name.split(':').map(cut).collect::<Vec<_>>().join(":")
 }
 
-/// A text without the card's own instructions for clients: what is asked, in one line each.
-pub fn card_lines(text: &str) -> Vec<&str> {
-    text.lines().take_while(|line| !line.trim().is_empty()).collect()
-}
-
 /// `4 min 10 s`.
 pub fn left(expires_at: Timestamp, now: Timestamp) -> String {
     let secs = expires_at.saturating_sub(now);
@@ -143,10 +138,5 @@ mod tests {
             assert_eq!(duration(ms), text);
         }
         assert_eq!((left(370, 100), left(100, 370)), ("4 min 30 s".into(), "0 s".into()));
-    }
-
-    #[test]
-    fn a_card_is_told_without_its_instructions() {
-        assert_eq!(card_lines("🔐 Write x\n/tmp/x\n\n👍 allow"), ["🔐 Write x", "/tmp/x"]);
     }
 }
