@@ -54,7 +54,6 @@ enum Event {
     Input(Input),
     /// A deadline.
     Due,
-    Beat,
 }
 
 /// A turn that is about to begin.
@@ -73,7 +72,7 @@ const INNER_MAX: usize = 256;
 const STOP: Duration = Duration::from_secs(5);
 
 /// How often what can wait is done: frames, liveness, leases.
-const BEAT: Duration = Duration::from_secs(1);
+const BEAT_MS: u64 = 1_000;
 
 pub(super) struct Desk<D> {
     pub setup: Setup,
@@ -114,6 +113,8 @@ pub(super) struct Desk<D> {
     arriving: Option<(Box<RawEvent>, String)>,
     /// When the owner was last told whether this instance leads, by the clock that never goes back.
     pub role_told_ms: Option<u64>,
+    /// When the last beat was, by the steady clock.
+    beaten_at: u64,
 }
 
 impl<D: Door + 'static> Desk<D> {
@@ -152,6 +153,7 @@ impl<D: Door + 'static> Desk<D> {
             arrived,
             arriving: None,
             role_told_ms: None,
+            beaten_at: 0,
             setup,
             door,
         };
@@ -173,8 +175,6 @@ impl<D: Door + 'static> Desk<D> {
 
     pub(super) async fn run(mut self, mut inputs: mpsc::Receiver<Input>) -> Result<(), StoreError> {
         let Some(mut inner) = self.inner_rx.take() else { return Ok(()) };
-        let mut beat = tokio::time::interval(BEAT);
-        beat.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Skip);
         self.judge_again()?;
         loop {
             let event = tokio::select! {
@@ -184,19 +184,20 @@ impl<D: Door + 'static> Desk<D> {
                     None => return self.stop(inner).await,
                 },
                 () = tokio::time::sleep(self.next_wake()) => Event::Due,
-                _ = beat.tick() => Event::Beat,
             };
             self.check_lead().await?;
             // Deadlines first: a backend that never stops talking must not outrun them.
-            if self.next_wake().is_zero() {
+            if self.due_in() == Some(0) {
                 self.wake()?;
+            }
+            if self.beat_in() == 0 {
+                self.beat()?;
             }
             match event {
                 Event::Word(word) => self.hear(word)?,
                 Event::Input(Input::Role(role)) => self.take_role(role).await?,
                 Event::Input(input) => self.take(input)?,
                 Event::Due => {}
-                Event::Beat => self.beat()?,
             }
         }
     }
@@ -434,12 +435,28 @@ impl<D: Door + 'static> Desk<D> {
     }
 
     fn next_wake(&self) -> Duration {
+        Duration::from_millis(self.due_in().map_or(self.beat_in(), |due| due.min(self.beat_in())))
+    }
+
+    /// Milliseconds until something has its time.
+    fn due_in(&self) -> Option<u64> {
         let queue = self.wake_at.map(|at| at.saturating_sub(self.unix_ms()));
         let mono = self.mono_ms();
         let turns = self.live.values().filter_map(Live::wake_at).min().map(|at| at.saturating_sub(mono));
         let permits = self.permits.wake_at().map(|at| at.saturating_sub(mono));
-        let first = queue.into_iter().chain(turns).chain(permits).min();
-        Duration::from_millis(first.unwrap_or(BEAT.as_millis() as u64))
+        queue.into_iter().chain(turns).chain(permits).min()
+    }
+
+    /// Milliseconds until the next beat. With nothing to do in it there is one as often as the role is told: fifty idle
+    /// agents are to cost nothing.
+    fn beat_in(&self) -> u64 {
+        let is_busy = self.live.values().any(Live::is_busy)
+            || !self.unjudged.is_empty()
+            || !self.held.is_empty()
+            || self.frames.wake_at().is_some()
+            || self.has_to_introduce();
+        let every = if is_busy { BEAT_MS } else { limits::LEADER_REFRESH_MS };
+        (self.beaten_at + every).saturating_sub(self.mono_ms())
     }
 
     fn wake(&mut self) -> Result<(), StoreError> {
@@ -453,6 +470,7 @@ impl<D: Door + 'static> Desk<D> {
     }
 
     fn beat(&mut self) -> Result<(), StoreError> {
+        self.beaten_at = self.mono_ms();
         self.judge_again()?;
         self.renew_leases();
         self.complete_held();

@@ -41,6 +41,10 @@ impl<D: Door + 'static> Desk<D> {
         Ok(known.is_some_and(|known| known == OTHERS || known == said(draft)))
     }
 
+    pub(super) fn has_to_introduce(&self) -> bool {
+        self.is_prompter() && self.introduces_at != u64::MAX
+    }
+
     /// Says what is not said yet. The first time it looks whether something is there.
     pub(super) fn introduce(&mut self) -> Result<(), StoreError> {
         if !self.is_prompter() || self.mono_ms() < self.introduces_at {

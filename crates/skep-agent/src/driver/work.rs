@@ -46,6 +46,10 @@ pub(super) struct Running {
 }
 
 impl Live {
+    pub(super) fn is_busy(&self) -> bool {
+        self.turn.is_some()
+    }
+
     pub(super) fn wake_at(&self) -> Option<u64> {
         self.turn.as_ref().and_then(|turn| turn.machine.wake_at())
     }
