@@ -24,14 +24,14 @@ const SAID_MAX: usize = 256;
 pub(super) struct Held {
     trigger: EventId,
     epoch: Epoch,
-    answer: Option<EventId>,
+    answer: EventId,
     is_asking: bool,
 }
 
 impl Held {
-    fn of(row: TurnRow) -> (String, Self) {
-        let answer = row.end.and_then(|end| end.answer);
-        (row.turn, Self { trigger: row.trigger, epoch: row.epoch, answer, is_asking: false })
+    fn of(row: TurnRow) -> Option<(String, Self)> {
+        let answer = row.end?.answer?;
+        Some((row.turn, Self { trigger: row.trigger, epoch: row.epoch, answer, is_asking: false }))
     }
 }
 
@@ -102,20 +102,18 @@ impl<D: Door + 'static> Desk<D> {
     }
 
     /// A reply was stored and is held: the end of its lease is asked for at once.
-    pub(super) fn hold_reply(&mut self, turn: &str, trigger: EventId, epoch: Epoch, answer: Option<EventId>) {
+    pub(super) fn hold_reply(&mut self, turn: &str, trigger: EventId, epoch: Epoch, answer: EventId) {
         self.held.insert(turn.to_owned(), Held { trigger, epoch, answer, is_asking: false });
         self.complete_held();
     }
 
     /// Takes up the replies that are held. Without leases nothing holds them any more.
     pub(super) fn take_up_held(&mut self) -> Result<(), StoreError> {
-        for row in self.setup.store.held_turns()? {
-            if self.setup.has_leases {
-                self.held.extend([Held::of(row)]);
-            } else {
-                self.setup.store.release_held(&row.turn)?;
-            }
-        }
+        let home = self.setup.relays.first().filter(|_| self.setup.has_leases);
+        self.setup.store.release_strays(home.map(String::as_str))?;
+        let Some(home) = home else { return Ok(()) };
+        let rows = self.setup.store.held_turns(home)?;
+        self.held.extend(rows.into_iter().filter_map(Held::of));
         Ok(())
     }
 
@@ -151,11 +149,7 @@ impl<D: Door + 'static> Desk<D> {
             }
             Err(refusal) if refusal.prefix == Prefix::Conflict => {
                 let Some(held) = self.held.remove(turn) else { return Ok(()) };
-                self.setup.store.drop_held(turn)?;
-                match held.answer {
-                    Some(answer) => self.take_back(&answer, &refusal.to_string()),
-                    None => Ok(()),
-                }
+                self.take_back(&held.answer, &refusal.to_string())
             }
             Ok(_) | Err(_) => {
                 // Asked again at the next beat.

@@ -10,7 +10,7 @@ use skep_proto::lease::{Conflict, Epoch, Op, Request, Resource, granted_epoch};
 use skep_proto::time::Moment;
 use skep_proto::{EventId, Prefix, RawEvent, Refusal, limits};
 use skep_store::StoreError;
-use skep_store::agent::{SessionRow, TurnEnd, TurnRow};
+use skep_store::agent::{Hold, SessionRow, TurnEnd, TurnRow};
 use tokio::sync::mpsc;
 use tokio_util::task::AbortOnDropHandle;
 
@@ -365,9 +365,14 @@ impl<D: Door + 'static> Desk<D> {
         }
         let answer = events.last().map(|event| event.id);
         let metric = self.measure(channel, &turn.id, &done)?.map(|metric| metric.about(&turn.trigger));
-        let is_held = turn.trigger.form == Form::Wrapped && self.setup.has_leases && answer.is_some();
-        let (held, mut publish) = if is_held { (events, Vec::new()) } else { (Vec::new(), events) };
-        publish.extend(metric.as_ref().and_then(|metric| self.bill(metric)));
+        let held = answer.filter(|_| turn.trigger.form == Form::Wrapped && self.setup.has_leases);
+        // Only the home relay knows whether the turn is still ours: what it may yet refuse, no other is given.
+        let hold = match self.setup.has_leases {
+            true if held.is_some() => Hold::All,
+            true => Hold::Others,
+            false => Hold::Nothing,
+        };
+        let bill = metric.as_ref().and_then(|metric| self.bill(metric));
         let charge = self.settle(&turn.id, &how, metric.as_ref());
         let end = TurnEnd {
             charge,
@@ -378,9 +383,9 @@ impl<D: Door + 'static> Desk<D> {
             answer,
             metric: metric.and_then(|metric| metric.to_json().ok()),
         };
-        self.setup.store.end_turn(&turn.id.0, &end, &held, &publish, &self.setup.relays)?;
+        self.setup.store.end_turn(&turn.id.0, &end, (&events, hold), bill.as_slice(), &self.setup.relays)?;
         self.setup.outbox.notify_one();
-        if is_held {
+        if let Some(answer) = held {
             self.hold_reply(&turn.id.0, turn.trigger.carrier, turn.epoch, answer);
         }
         if !done.is_reusable || matches!(done.outcome, Outcome::Cancelled(Cancel::SwitchModel)) {

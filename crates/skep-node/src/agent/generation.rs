@@ -201,7 +201,8 @@ fn start_outboxes(
     for (n, relay) in plan.relays.iter().enumerate() {
         let door = if n == 0 { home.clone() } else { RemoteDoor::open(relay.clone(), plan.credentials.clone()) };
         let (relay, store, inputs) = (relay.clone(), Arc::clone(store), inputs.downgrade());
-        tasks.spawn(outbox::run(Post { relay, door, store, news: news.clone(), inputs }, stop.clone()));
+        let (news, posted) = (news.clone(), Arc::clone(posted));
+        tasks.spawn(outbox::run(Post { relay, door, store, news, posted, inputs }, stop.clone()));
     }
     tasks.spawn(carry(Arc::clone(posted), says, Arc::clone(store), stop.clone()));
 }

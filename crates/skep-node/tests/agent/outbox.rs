@@ -32,7 +32,9 @@ impl Posted {
         let (sender, inputs) = mpsc::channel(INPUTS_MAX);
         let (door, stop) = (RemoteDoor::open(hive.url(), hive.credentials()), CancellationToken::new());
         let (kept, relay) = (Arc::clone(&store), hive.url());
-        let post = Post { relay: relay.clone(), door, store: kept, news: changes, inputs: sender.downgrade() };
+        let inputs_of = sender.downgrade();
+        let post =
+            Post { relay: relay.clone(), door, store: kept, news: changes, posted: Arc::default(), inputs: inputs_of };
         tokio::spawn(outbox::run(post, stop.clone()));
         Self { store, relay, news, inputs, _sender: sender, stop }
     }

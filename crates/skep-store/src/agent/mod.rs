@@ -17,7 +17,7 @@ use rusqlite::{Connection, OpenFlags, Transaction, TransactionBehavior};
 use crate::StoreError;
 
 pub use inbox::{Message, MessageState};
-pub use outbox::{Delivery, Outgoing};
+pub use outbox::{Delivery, Hold, Outgoing};
 pub use turns::{SessionRow, TurnEnd, TurnRow};
 
 /// How long a statement waits for another process that writes.
