@@ -93,6 +93,11 @@ impl Queue {
         self.lanes.rows()
     }
 
+    /// Whether a message still waits for the word on its [`Effect::Prompt`].
+    pub fn is_starting(&self, id: &EventId) -> bool {
+        self.lanes.is_starting(id)
+    }
+
     pub fn paused(&self) -> Option<&str> {
         self.paused.as_deref()
     }
@@ -111,7 +116,7 @@ impl Queue {
             Input::Steered { id, turn, is_taken } => self.steered(now, id, &turn, is_taken, out),
             Input::Ended { turn, how } => self.end(now, random, &turn, how, out),
             Input::AnsweredElsewhere { id, event } => {
-                if let Some(row) = self.lanes.remove_waiting(&id) {
+                if let Some(row) = self.lanes.call_off(&id) {
                     let state = State::Answered { event: Some(event) };
                     self.finish(row, state, now, "answered by another instance", out);
                 }

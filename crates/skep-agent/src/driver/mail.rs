@@ -79,20 +79,29 @@ impl<D: Door + 'static> Desk<D> {
         let Some(Ok(claim)) = skep_proto::lease::Claim::from_event(event) else { return Ok(()) };
         let trigger = claim.resource.as_str().rsplit(':').next().and_then(|id| id.parse().ok());
         match trigger {
-            Some(id) if claim.is_final && !self.is_running(&id) => {
-                if !self.setup.store.has_message(&id)? {
-                    // Of one second, the answer may come first.
-                    self.answered.insert(id, event.id);
-                    if self.answered.len() > ANSWERED_MAX {
-                        self.answered.pop_first();
-                    }
-                    return Ok(());
-                }
-                self.unjudged.remove(&id);
-                self.tell_queue(queue::Input::AnsweredElsewhere { id, event: event.id })
-            }
+            Some(id) if claim.is_final => self.answered_elsewhere(id, event.id, self.setup.has_leases),
             _ => Ok(()),
         }
+    }
+
+    /// `is_decided`: of two replies to it, the relay takes one.
+    fn answered_elsewhere(&mut self, id: EventId, event: EventId, is_decided: bool) -> Result<(), StoreError> {
+        let running = self.turn_for(&id);
+        if running.is_some() && is_decided {
+            return Ok(());
+        }
+        // Of one second, the answer may come before its message.
+        if running.is_some() || !self.setup.store.has_message(&id)? {
+            self.answered.insert(id, event);
+            if self.answered.len() > ANSWERED_MAX {
+                self.answered.pop_first();
+            }
+        }
+        if let Some(turn) = running {
+            return self.cancel_turn(&turn, turn::Cancel::NotWanted);
+        }
+        self.unjudged.remove(&id);
+        self.tell_queue(queue::Input::AnsweredElsewhere { id, event })
     }
 
     pub(super) fn judge(&mut self, id: &EventId) -> Result<(), StoreError> {
@@ -252,7 +261,7 @@ impl<D: Door + 'static> Desk<D> {
 /// Seconds that an event may be ahead of our clock: what our own relay allows.
 const AHEAD_SECS_MAX: u64 = 900;
 
-/// Answers that are kept until their messages come: those of one second, of an agent with 16 turns at once.
+/// Answers that are kept until their messages come, or the turns that they end are over: those of one second, of an agent with 16 turns at once.
 const ANSWERED_MAX: usize = 1_024;
 
 /// What has one turn at a time: a channel, or what one person says outside of any.

@@ -115,6 +115,11 @@ impl<D: Door + 'static> Desk<D> {
         earlier: Vec<RawEvent>,
     ) -> Result<(), StoreError> {
         let id = prompt.message.id;
+        if !self.queue.is_starting(&id) {
+            // It was answered while the relay was asked.
+            self.budget.cancel(&prompt.turn);
+            return Ok(());
+        }
         let wait = |reason: String, until| NotStarted::Wait { reason, until };
         let soon = self.unix_ms() + NO_WORD_MS;
         let why = match answer {
@@ -338,12 +343,17 @@ impl<D: Door + 'static> Desk<D> {
     }
 
     /// The one outcome: the reply, the bill and where the message stands, on disk together; then the queue goes on.
-    fn end(&mut self, channel: &str, done: Done) -> Result<(), StoreError> {
+    fn end(&mut self, channel: &str, mut done: Done) -> Result<(), StoreError> {
         let Some(live) = self.live.get_mut(channel) else { return Ok(()) };
         let Some(turn) = live.turn.take() else { return Ok(()) };
         live.used = self.setup.host.steady_ms();
         let closed = self.permits.end_turn(&turn.id);
         self.settle_permits(closed)?;
+        let elsewhere = self.answered.remove(&turn.trigger.carrier);
+        if elsewhere.is_some() {
+            // A reply that was there before the answer was seen would be the second.
+            done.outcome = Outcome::Cancelled(Cancel::NotWanted);
+        }
         let resource = turn_resource(&self.me, &turn.trigger.carrier);
         let (events, how, reply) = match &done.outcome {
             Outcome::Reply { text, is_cut } => {
@@ -391,6 +401,7 @@ impl<D: Door + 'static> Desk<D> {
         if !done.is_reusable || matches!(done.outcome, Outcome::Cancelled(Cancel::SwitchModel)) {
             self.live.remove(channel);
         }
+        let how = elsewhere.map_or(how, |event| Ended::Answered(Some(event)));
         self.tell_queue(queue::Input::Ended { turn: turn.id, how })
     }
 
@@ -481,8 +492,10 @@ impl<D: Door + 'static> Desk<D> {
         }
     }
 
-    pub(super) fn is_running(&self, trigger: &EventId) -> bool {
-        self.live.values().filter_map(|live| live.turn.as_ref()).any(|turn| turn.trigger.carrier == *trigger)
+    /// The turn that a message began and that runs.
+    pub(super) fn turn_for(&self, trigger: &EventId) -> Option<TurnId> {
+        let mut running = self.live.values().filter_map(|live| live.turn.as_ref());
+        running.find(|turn| turn.trigger.carrier == *trigger).map(|turn| turn.id.clone())
     }
 
     pub(super) fn running_turns(&self, channel: Option<&str>) -> Vec<TurnId> {
