@@ -121,6 +121,7 @@ impl Queue {
                     self.finish(row, state, now, "answered by another instance", out);
                 }
             }
+            Input::GivenBack { row, reason } => self.give_back(now, random, row, &reason, out),
             Input::Retry(row) => self.retry_by_hand(now, row, out),
             Input::Paused(reason) => self.paused = Some(reason),
             Input::Resumed => {
@@ -302,6 +303,12 @@ impl Queue {
         // Whoever tries again by hand wants it now, however late it is.
         row.message.expires_at = None;
         self.requeue(row, now, now, "tried again by hand", out);
+    }
+
+    fn give_back(&mut self, now: UnixMs, random: u64, row: Row, reason: &str, out: &mut Vec<Effect>) {
+        if !self.lanes.knows(&row.message.id) {
+            self.retry(row, now, random, reason, out);
+        }
     }
 
     fn lead(&mut self, leads: bool, out: &mut Vec<Effect>) {

@@ -451,9 +451,7 @@ impl<D: Door + 'static> Desk<D> {
         }
         let again = queue::Row { state: queue::State::Queued, ..row };
         self.setup.store.take_back(id, &trigger, &state_of(&again))?;
-        self.tell_queue(queue::Input::Arrived(again.message))?;
-        self.unjudged.insert(trigger);
-        self.judge(&trigger)
+        self.tell_queue(queue::Input::GivenBack { row: again, reason: said.to_owned() })
     }
 
     pub(super) fn renew_leases(&mut self) {

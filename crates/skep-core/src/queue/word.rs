@@ -82,6 +82,11 @@ pub enum Input {
         id: EventId,
         event: EventId,
     },
+    /// The relay does not take the reply to it: another answered, or holds the turn now. That was an attempt.
+    GivenBack {
+        row: Row,
+        reason: String,
+    },
     /// A dead, refused or expired message, once more.
     Retry(Row),
     /// No new turns until [`Input::Resumed`].
