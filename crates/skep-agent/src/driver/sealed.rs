@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use skep_core::door::{Accepted, Door};
 use skep_proto::lease::{Epoch, Op};
+use skep_proto::tag::Tag;
 use skep_proto::{Draft, EventId, Kind, Prefix, PubKey, RawEvent, Refusal, seal, wrap};
 use skep_store::StoreError;
 use skep_store::agent::TurnRow;
@@ -19,6 +20,10 @@ use super::work::turn_resource;
 
 /// What was said in direct messages and may be reacted to: more than the questions that may wait at once.
 const SAID_MAX: usize = 256;
+
+/// What a message of the old form shows beside its text: to whom and under what it is, its turn's lease, its place
+/// among parts, and how many agents answered each other.
+const OLD_TAGS: [&str; 5] = ["p", "e", "lease", "part", "hop"];
 
 /// A reply that waits for the end of its turn's lease.
 pub(super) struct Held {
@@ -43,7 +48,10 @@ impl<D: Door + 'static> Desk<D> {
             Form::Old => {
                 let keys = &self.setup.keys;
                 let Ok(content) = seal::seal_old(keys, to, &draft.content, self.random()) else { return Vec::new() };
-                let event = self.sign(Draft { content, ..draft });
+                // Its tags are for all to see: none that only programs of the two would read.
+                let is_shown = |tag: &Tag<'_>| OLD_TAGS.contains(&tag.name());
+                let tags = draft.tags.iter().filter(is_shown).map(|tag| tag.elements()).collect();
+                let event = self.sign(Draft { content, tags, ..draft });
                 self.note_said(event.id, event.id);
                 vec![event]
             }

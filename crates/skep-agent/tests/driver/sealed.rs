@@ -269,3 +269,17 @@ async fn a_message_in_two_wraps_is_answered_once_though_each_instance_had_anothe
     until_is(&two.store, &third.id, "answered").await;
     assert_eq!(two.store.newest_turns(9).unwrap().len(), 1);
 }
+
+#[tokio::test]
+async fn of_a_card_in_the_old_form_nothing_is_in_clear_but_whom_it_is_for() {
+    let (dir, relay) = (tempfile::tempdir().unwrap(), Arc::new(Relay::default()));
+    let instance = Instance::start(setup(dir.path(), "a", demo()), &relay);
+    instance.tell(PROMPTER).await;
+    let asked = old(OWNER, "write sealed.txt");
+    instance.event(&asked).await;
+    let card = relay.wait_for(Kind::DIRECT_MESSAGE, 1).await.remove(0);
+    let text = seal::open_old(&keys(OWNER), &pubkey(AGENT), &card.content).unwrap();
+    assert!(text.starts_with("🔐"), "{text}");
+    let shown: Vec<&str> = card.tags.iter().map(|tag| tag.name()).collect();
+    assert_eq!(shown, ["p", "e", "auth"]);
+}
