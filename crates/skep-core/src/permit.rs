@@ -34,6 +34,8 @@ pub struct Origin {
     pub turn: TurnId,
     /// Whether the owner's own message began the turn: only then may a card lead to a permission.
     pub is_by_owner: bool,
+    /// Whether that message was sealed: then nothing about its questions is said in clear.
+    pub is_sealed: bool,
     /// When the turn ends at the latest, in milliseconds of the clock that `now` is of.
     pub turn_ends_ms: u64,
 }
@@ -98,8 +100,8 @@ pub struct Permits {
     policy: Policy,
     owner: Option<PubKey>,
     pending: BTreeMap<Nonce, Pending>,
-    /// The newest decided ones, so that who is late can be told.
-    decided: VecDeque<(Nonce, Option<EventId>)>,
+    /// The newest decided ones, and whether they are sealed, so that who is late can be told.
+    decided: VecDeque<(Nonce, Option<EventId>, bool)>,
 }
 
 impl Permits {
@@ -145,6 +147,13 @@ impl Permits {
         self.nonce_of(event).is_some()
     }
 
+    /// Whether a card of ours, open or decided, is of a sealed conversation.
+    pub fn is_sealed(&self, event: &EventId) -> bool {
+        let pending = self.pending.values().map(|pending| (pending.event, pending.card.origin.is_sealed));
+        let decided = self.decided.iter().map(|(_, event, is_sealed)| (*event, *is_sealed));
+        pending.chain(decided).any(|(of, is_sealed)| is_sealed && of.as_ref() == Some(event))
+    }
+
     /// Somebody answers. The status is what they are told.
     pub fn decide(&mut self, now_ms: u64, answered: &Answer) -> (Status, Vec<Effect>) {
         let (nonce, option) = match self.find(answered) {
@@ -171,7 +180,7 @@ impl Permits {
     fn may_raise(&self, origin: &Origin, ask: &Ask, nonce: &Nonce) -> bool {
         let ids = [&nonce.0, &origin.session, &origin.turn.0, &ask.id.0];
         let ids = ids.into_iter().chain(ask.options.iter().map(|option| &option.id));
-        let is_known = self.pending.contains_key(nonce) || self.decided.iter().any(|(decided, _)| decided == nonce);
+        let is_known = self.pending.contains_key(nonce) || self.decided.iter().any(|(decided, ..)| decided == nonce);
         let is_asked_already = self.pending().any(|card| card.origin.turn == origin.turn && card.request == ask.id);
         self.owner.is_some()
             && origin.is_by_owner
@@ -216,7 +225,7 @@ impl Permits {
             }
         };
         let Some(Pending { card, .. }) = self.pending.get(&nonce) else {
-            let is_late = self.decided.iter().any(|(decided, _)| *decided == nonce);
+            let is_late = self.decided.iter().any(|(decided, ..)| *decided == nonce);
             return Err(if is_late { Status::AlreadyDecided } else { Status::NoActiveTurn });
         };
         let option = match answered {
@@ -235,7 +244,7 @@ impl Permits {
 
     fn nonce_of(&self, event: &EventId) -> Option<Nonce> {
         let pending = self.pending.iter().map(|(nonce, pending)| (nonce, pending.event));
-        let decided = self.decided.iter().map(|(nonce, event)| (nonce, *event));
+        let decided = self.decided.iter().map(|(nonce, event, _)| (nonce, *event));
         pending.chain(decided).find(|(_, of)| of.as_ref() == Some(event)).map(|(nonce, _)| nonce.clone())
     }
 
@@ -250,7 +259,7 @@ impl Permits {
         if self.decided.len() >= limits::PERMITS_DECIDED_MAX {
             self.decided.pop_front();
         }
-        self.decided.push_back((nonce.clone(), event));
+        self.decided.push_back((nonce.clone(), event, card.origin.is_sealed));
         let option = option.or(if reason == Reason::Cancelled { None } else { Some(card.reject.option) });
         let verdict = Verdict { option, reason: reason.clone() };
         vec![

@@ -98,10 +98,6 @@ impl<D: Door + 'static> Desk<D> {
         self.said_sealed.iter().find(|(known, _)| known == rumor).map(|(_, event)| *event)
     }
 
-    pub(super) fn is_sealed(&self, event: &EventId) -> bool {
-        self.said_sealed.iter().any(|(_, known)| known == event)
-    }
-
     /// A message of ours to one person that is no reply.
     pub(super) fn direct(&mut self, form: Form, to: &PubKey, text: &str) -> Vec<RawEvent> {
         let kind = if form == Form::Old { Kind::DIRECT_MESSAGE } else { Kind::PRIVATE_MESSAGE };

@@ -293,6 +293,7 @@ impl<D: Door + 'static> Desk<D> {
             channel: channel.to_owned(),
             session: live.session.as_ref().map(|session| session.id.clone()).unwrap_or_default(),
             turn: turn.id.clone(),
+            is_sealed: turn.trigger.is_sealed(),
             is_by_owner: self.setup.audience.owner == Some(turn.trigger.pubkey),
             turn_ends_ms: turn.machine.ends_at_ms(),
         };
