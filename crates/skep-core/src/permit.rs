@@ -36,6 +36,8 @@ pub struct Origin {
     pub turn: TurnId,
     /// Whether the owner's own message began the turn: only then may a card lead to a permission.
     pub is_by_owner: bool,
+    /// Whether that message was sealed: then nothing about its questions is said in clear.
+    pub is_sealed: bool,
     /// When the turn ends at the latest, in milliseconds of the clock that `now` is of.
     pub turn_ends_ms: u64,
 }
@@ -89,6 +91,7 @@ struct Decided {
     nonce: Nonce,
     event: Option<EventId>,
     reason: Reason,
+    is_sealed: bool,
 }
 
 impl Permits {
@@ -141,6 +144,13 @@ impl Permits {
             Answer::Reaction { card, .. } => decided.event == Some(*card),
         };
         self.decided.iter().find(is_it).map(|decided| &decided.reason)
+    }
+
+    /// Whether a card of ours, open or decided, is of a sealed conversation.
+    pub fn is_sealed(&self, event: &EventId) -> bool {
+        let pending = self.pending.values().map(|pending| (pending.event, pending.card.origin.is_sealed));
+        let decided = self.decided.iter().map(|decided| (decided.event, decided.is_sealed));
+        pending.chain(decided).any(|(of, is_sealed)| is_sealed && of.as_ref() == Some(event))
     }
 
     /// Somebody answers. The status is what they are told.
@@ -248,7 +258,8 @@ impl Permits {
         if self.decided.len() >= limits::PERMITS_DECIDED_MAX {
             self.decided.pop_front();
         }
-        self.decided.push_back(Decided { nonce: nonce.clone(), event, reason: reason.clone() });
+        let is_sealed = card.origin.is_sealed;
+        self.decided.push_back(Decided { nonce: nonce.clone(), event, reason: reason.clone(), is_sealed });
         let option = option.or(if reason == Reason::Cancelled { None } else { Some(card.reject.option) });
         let verdict = Verdict { option, reason: reason.clone() };
         vec![

@@ -96,6 +96,11 @@ impl Queue {
         self.lanes.rows()
     }
 
+    /// Whether a message still waits for the word on its [`Effect::Prompt`].
+    pub fn is_starting(&self, id: &EventId) -> bool {
+        self.lanes.is_starting(id)
+    }
+
     pub fn paused(&self) -> Option<&str> {
         self.paused.as_deref()
     }
@@ -114,11 +119,12 @@ impl Queue {
             Input::Steered { id, turn, is_taken } => self.steered(now, id, &turn, is_taken, out),
             Input::Ended { turn, how } => self.end(now, random, &turn, how, out),
             Input::AnsweredElsewhere { id, event } => {
-                if let Some(row) = self.lanes.remove_waiting(&id) {
+                if let Some(row) = self.lanes.call_off(&id) {
                     let state = State::Answered { event: Some(event) };
                     self.finish(row, state, now, ANSWERED_ELSEWHERE, out);
                 }
             }
+            Input::GivenBack { row, reason } => self.give_back(now, random, row, &reason, out),
             Input::Retry(row) => self.retry_by_hand(now, row, out),
             Input::Paused(reason) => self.paused = Some(reason),
             Input::Resumed => {
@@ -304,6 +310,12 @@ impl Queue {
         // Whoever tries again by hand wants it now, however late it is.
         row.message.expires_at = None;
         self.requeue(row, now, now, "tried again by hand", out);
+    }
+
+    fn give_back(&mut self, now: UnixMs, random: u64, row: Row, reason: &str, out: &mut Vec<Effect>) {
+        if !self.lanes.knows(&row.message.id) {
+            self.retry(row, now, random, reason, out);
+        }
     }
 
     fn lead(&mut self, leads: bool, out: &mut Vec<Effect>) {

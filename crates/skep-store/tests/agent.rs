@@ -3,7 +3,7 @@
 
 use secp256k1::{Keypair, SECP256K1};
 use skep_proto::{Draft, Kind, RawEvent};
-use skep_store::agent::{Delivery, Kept, MessageState, SessionRow, TurnEnd, TurnRow};
+use skep_store::agent::{Delivery, Hold, Kept, MessageState, SessionRow, TurnEnd, TurnRow};
 use skep_store::{AgentStore, StoreError};
 
 fn note(n: u64) -> RawEvent {
@@ -113,7 +113,9 @@ fn a_turn_ends_with_its_reply_or_not_at_all() {
         charge: Some("3".into()),
         ..TurnEnd::default()
     };
-    store.end_turn("t1", &end, &[], std::slice::from_ref(&reply), &relays(&["ws://a", "ws://b"])).unwrap();
+    store
+        .end_turn("t1", &end, (std::slice::from_ref(&reply), Hold::Nothing), &[], &relays(&["ws://a", "ws://b"]))
+        .unwrap();
     drop(store);
     let store = open(&dir);
     assert_eq!(store.unfinished_turns().unwrap(), []);
@@ -152,19 +154,67 @@ fn what_a_turn_holds_back_is_sent_when_it_is_let_go_and_not_forgotten_before() {
         store.begin_turn(&row).unwrap();
         let end = TurnEnd { at: 8, outcome: "answered".into(), answer: Some(held.id), ..TurnEnd::default() };
         let (held, bill) = (std::slice::from_ref(held), std::slice::from_ref(&bill));
-        store.end_turn(turn, &end, held, bill, &relays(&["ws://a"])).unwrap();
+        store.end_turn(turn, &end, (held, Hold::All), bill, &relays(&["ws://a"])).unwrap();
     }
     let due = || store.due("ws://a", 0, 9).unwrap().into_iter().map(|outgoing| outgoing.event).collect::<Vec<_>>();
     assert_eq!(due(), std::slice::from_ref(&bill), "what is not held goes");
     store.delivered(&bill.id, "ws://a", &Delivery::Taken).unwrap();
     assert_eq!(store.trim_outbox(10, 1_000).unwrap(), 1, "what is held stays");
-    let held_by = || store.held_turns().unwrap().into_iter().map(|row| row.turn).collect::<Vec<_>>();
+    let held_by = || store.held_turns("ws://a").unwrap().into_iter().map(|row| row.turn).collect::<Vec<_>>();
     assert_eq!(held_by(), ["t1", "t2"]);
     store.release_held("t1").unwrap();
-    store.drop_held("t1").unwrap();
-    store.drop_held("t2").unwrap();
-    assert_eq!(due(), [held]);
+    store.receive(&note(1), "c", "ws://a", 3, &state("answered", true)).unwrap();
+    store.take_back(&note(4).id, &note(1).id, &state("queued", false)).unwrap();
+    assert_eq!(due(), [held], "what is taken back goes with its state");
     assert_eq!(held_by(), Vec::<String>::new());
+    assert_eq!(store.open_messages().unwrap().len(), 1);
+}
+
+#[test]
+fn a_reply_goes_to_other_relays_when_the_first_took_the_whole_of_it_and_never_when_that_did_not() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(&dir);
+    let row = |turn: &str| TurnRow {
+        turn: turn.into(),
+        trigger: note(1).id,
+        epoch: 4,
+        attempt: 1,
+        channel: "c".into(),
+        author: note(1).pubkey,
+        started_at: 6,
+        prompt: "what it sees".into(),
+        reserved: None,
+        end: None,
+    };
+    let both = relays(&["ws://a", "ws://b"]);
+    let due = |relay: &str| store.due(relay, 0, 9).unwrap().into_iter().map(|out| out.event).collect::<Vec<_>>();
+    let (parts, bill) = ([note(2), note(3)], note(4));
+    let end = |answer: &RawEvent| TurnEnd { at: 8, answer: Some(answer.id), ..TurnEnd::default() };
+    store.receive(&note(1), "c", "ws://a", 3, &state("answered", true)).unwrap();
+    store.begin_turn(&row("t1")).unwrap();
+    let bills = std::slice::from_ref(&bill);
+    store.end_turn("t1", &end(&parts[1]), (&parts, Hold::Others), bills, &both).unwrap();
+    assert_eq!(due("ws://a").len(), 3);
+    assert_eq!(due("ws://b"), bills);
+    assert_eq!(store.held_turns("ws://a").unwrap(), [], "nobody has to let it go");
+    store.release_strays(Some("ws://a")).unwrap();
+    assert!(!store.delivered(&parts[0].id, "ws://a", &Delivery::Taken).unwrap());
+    assert_eq!(due("ws://b"), bills, "a part is not the whole");
+    assert!(store.delivered(&parts[1].id, "ws://a", &Delivery::Taken).unwrap());
+    assert_eq!(due("ws://b"), [parts[0].clone(), parts[1].clone(), bill]);
+
+    let other = note(5);
+    store.begin_turn(&row("t2")).unwrap();
+    store.end_turn("t2", &end(&other), (std::slice::from_ref(&other), Hold::Others), &[], &both).unwrap();
+    store.delivered(&other.id, "ws://a", &Delivery::Refused("conflict: no".into())).unwrap();
+    store.take_back(&other.id, &note(1).id, &state("queued", false)).unwrap();
+    assert!(!due("ws://b").contains(&other));
+
+    let stray = note(6);
+    store.begin_turn(&row("t3")).unwrap();
+    store.end_turn("t3", &end(&stray), (std::slice::from_ref(&stray), Hold::Others), &[], &both).unwrap();
+    store.release_strays(Some("ws://new")).unwrap();
+    assert!(due("ws://b").contains(&stray), "its home is ours no more");
 }
 
 #[test]
@@ -202,7 +252,7 @@ fn when_the_outbox_is_full_passing_events_go_and_replies_stay() {
     assert_eq!(store.due("a", 0, 1).unwrap()[0].event, passing[5], "the oldest went");
     assert_eq!(store.trim_outbox(5, 0).unwrap(), 5);
     assert_eq!(store.due("a", 0, 99).unwrap().len(), 10, "no reply is dropped, full or not");
-    replies.iter().for_each(|reply| store.delivered(&reply.id, "a", &Delivery::Taken).unwrap());
+    replies.iter().for_each(|reply| assert!(!store.delivered(&reply.id, "a", &Delivery::Taken).unwrap()));
     assert_eq!(store.trim_outbox(5, 1).unwrap(), 0, "not old yet");
     assert_eq!(store.trim_outbox(5, 2).unwrap(), 10);
 }
@@ -244,7 +294,7 @@ fn answered(store: &AgentStore, n: u64, channel: &str, at: u64) {
     let turn = turn_of(&message, n, channel, at);
     store.begin_turn(&turn).unwrap();
     let end = TurnEnd { at, outcome: "answered".into(), answer: Some(reply.id), ..TurnEnd::default() };
-    store.end_turn(&turn.turn, &end, &[], &[], &[]).unwrap();
+    store.end_turn(&turn.turn, &end, (&[], Hold::Nothing), &[], &[]).unwrap();
 }
 
 fn turn_of(message: &RawEvent, n: u64, channel: &str, at: u64) -> TurnRow {
@@ -300,7 +350,7 @@ fn a_turn_whose_reply_may_come_back_and_the_newest_message_are_kept() {
     let turn = turn_of(&message, 2, "c", 1);
     store.begin_turn(&turn).unwrap();
     let end = TurnEnd { at: 1, outcome: "answered".into(), answer: Some(reply.id), ..TurnEnd::default() };
-    store.end_turn(&turn.turn, &end, std::slice::from_ref(&reply), &[], &relays(&["ws://a"])).unwrap();
+    store.end_turn(&turn.turn, &end, (std::slice::from_ref(&reply), Hold::Nothing), &[], &relays(&["ws://a"])).unwrap();
     answered(&store, 3, "c", 4);
     let kept = Kept { since: 100, prompts: 10, ids: 10 };
     trim(&store, &kept);

@@ -72,6 +72,11 @@ impl<D: Door + 'static> Desk<D> {
         earlier: Vec<RawEvent>,
     ) -> Result<(), StoreError> {
         let id = prompt.message.id;
+        if !self.queue.is_starting(&id) {
+            // It was answered while the relay was asked.
+            self.budget.cancel(&prompt.turn);
+            return Ok(());
+        }
         let wait = |reason: String, until| NotStarted::Wait { reason, until };
         let soon = self.unix_ms() + NO_WORD_MS;
         let why = match answer {

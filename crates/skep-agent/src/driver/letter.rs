@@ -1,5 +1,6 @@
 //! A message as it was written, however it came: in clear, encrypted as old clients do (NIP-04), or in a gift wrap
-//! (NIP-17). What is said under it goes in the same form, so nothing of a sealed conversation is ever in clear.
+//! (NIP-17). What is said under it goes in the same form, so no word of a sealed conversation is ever in clear. The old
+//! form shows to all who speaks with whom, and under which message; a wrap shows nothing.
 
 use secp256k1::Keypair;
 use skep_proto::{EventId, Kind, RawEvent, seal, wrap};

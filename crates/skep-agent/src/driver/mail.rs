@@ -6,6 +6,7 @@ use skep_core::permit::{Answer, Effect as Permit, Nonce};
 use skep_core::{queue, turn};
 use skep_proto::agent::control::{self, Control, Status};
 use skep_proto::attestation::Attestation;
+use skep_proto::lease::Claim;
 use skep_proto::{EventId, Kind, PubKey, RawEvent, Timestamp, limits, mention, seal, thread};
 use skep_store::StoreError;
 
@@ -41,7 +42,8 @@ impl<D: Door + 'static> Desk<D> {
         }
         let Some(letter) = Letter::read(&self.setup.keys, &event) else { return Ok(()) };
         if letter.pubkey == self.me {
-            return self.own_event(&letter);
+            self.own_event(&letter)?;
+            return self.own_letter(&letter);
         }
         match letter.kind {
             _ if letter.created_at > self.unix_now() + AHEAD_SECS_MAX => Ok(()),
@@ -76,23 +78,60 @@ impl<D: Door + 'static> Desk<D> {
 
     /// What another instance published under our key: its final reply ends a message here, too.
     fn own_event(&mut self, event: &RawEvent) -> Result<(), StoreError> {
-        let Some(Ok(claim)) = skep_proto::lease::Claim::from_event(event) else { return Ok(()) };
-        let trigger = claim.resource.as_str().rsplit(':').next().and_then(|id| id.parse().ok());
-        match trigger {
-            Some(id) if claim.is_final && !self.is_running(&id) => {
-                if self.setup.store.answer_to(&id)? == Some(event.id) {
-                    return Ok(());
-                }
-                // Of one second, the answer may come before the message; and ours may be refused later.
-                self.answered.insert(id, event.id);
-                if self.answered.len() > ANSWERED_MAX {
-                    self.answered.pop_first();
-                }
-                self.unjudged.remove(&id);
-                self.tell_queue(queue::Input::AnsweredElsewhere { id, event: event.id })
-            }
+        let Some(Ok(claim)) = Claim::from_event(event) else { return Ok(()) };
+        match trigger_of(&claim) {
+            Some(id) if claim.is_final => self.answered_elsewhere(id, event.id, self.setup.has_leases),
             _ => Ok(()),
         }
+    }
+
+    /// A copy for ourselves of what was said in a sealed conversation. One message may come in several wraps, each of
+    /// which another instance may have seen first: their leases are not one lease, so it is known by what is inside.
+    fn own_letter(&mut self, copy: &Letter) -> Result<(), StoreError> {
+        let Some(Ok(claim)) = Claim::from_event(copy) else { return Ok(()) };
+        let Some(said) = copy.tags.values("e").last().and_then(|id| id.parse().ok()) else { return Ok(()) };
+        if !claim.is_final {
+            return Ok(());
+        }
+        let claimed = trigger_of(&claim);
+        for id in self.wraps_of(&said, copy)?.into_iter().filter(|id| claimed != Some(*id)) {
+            self.answered_elsewhere(id, copy.id, false)?;
+        }
+        self.setup.store.act_once(&said, self.unix_now()).map(drop)
+    }
+
+    /// The messages of the conversation of a copy that wait or run and in which this was said.
+    fn wraps_of(&self, said: &EventId, copy: &Letter) -> Result<Vec<EventId>, StoreError> {
+        let Some(partner) = copy.tags.values("p").next() else { return Ok(Vec::new()) };
+        let channel = format!("dm:{partner}");
+        let rows = self.queue.rows().filter(|row| row.message.channel == channel);
+        let mut found = Vec::new();
+        for id in rows.map(|row| row.message.id) {
+            if self.letter(&id)?.is_some_and(|letter| letter.said.id == *said) {
+                found.push(id);
+            }
+        }
+        Ok(found)
+    }
+
+    /// `is_decided`: of two replies to it, the relay takes one.
+    fn answered_elsewhere(&mut self, id: EventId, event: EventId, is_decided: bool) -> Result<(), StoreError> {
+        let (running, ours) = (self.turn_for(&id), self.setup.store.answer_to(&id)?);
+        if ours == Some(event) || (running.is_some() && is_decided) {
+            return Ok(());
+        }
+        // Of one second, the answer may come before its message; and an answer of ours may be refused later.
+        if running.is_some() || ours.is_some() || !self.setup.store.has_message(&id)? {
+            self.answered.insert(id, event);
+            if self.answered.len() > ANSWERED_MAX {
+                self.answered.pop_first();
+            }
+        }
+        if let Some(turn) = running {
+            return self.cancel_turn(&turn, turn::Cancel::NotWanted);
+        }
+        self.unjudged.remove(&id);
+        self.tell_queue(queue::Input::AnsweredElsewhere { id, event })
     }
 
     pub(super) fn judge(&mut self, id: &EventId) -> Result<(), StoreError> {
@@ -256,11 +295,16 @@ impl<D: Door + 'static> Desk<D> {
     }
 }
 
+/// The message whose turn a claim is about.
+fn trigger_of(claim: &Claim) -> Option<EventId> {
+    claim.resource.as_str().rsplit(':').next()?.parse().ok()
+}
+
 /// Seconds that an event may be ahead of our clock: what our own relay allows.
 const AHEAD_SECS_MAX: u64 = 900;
 
-/// Answers of others that are kept in case their messages come later, or ours are refused. The id that is lowest goes
-/// first: any may.
+/// Answers of others that are kept until their messages come, or our own turn or answer is over. The id that is lowest
+/// goes first: any may.
 const ANSWERED_MAX: usize = 1_024;
 
 /// What has one turn at a time: a channel, or what one person says outside of any.

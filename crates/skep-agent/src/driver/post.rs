@@ -225,7 +225,7 @@ impl<D: Door + 'static> Desk<D> {
     }
 
     pub(super) fn close_card(&mut self, card: &EventId, reason: &Reason) -> Result<(), StoreError> {
-        if self.is_sealed(card) {
+        if self.permits.is_sealed(card) {
             return Ok(());
         }
         let owner = self.setup.audience.owner.map(|owner| owner.to_hex()).unwrap_or_default();

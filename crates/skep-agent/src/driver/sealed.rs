@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use skep_core::door::{Accepted, Door};
 use skep_proto::lease::{Epoch, Op};
+use skep_proto::tag::Tag;
 use skep_proto::{Draft, EventId, Kind, Prefix, PubKey, RawEvent, Refusal, seal, wrap};
 use skep_store::StoreError;
 use skep_store::agent::TurnRow;
@@ -20,18 +21,22 @@ use super::letter::Form;
 /// What was said in direct messages and may be reacted to: more than the questions that may wait at once.
 const SAID_MAX: usize = 256;
 
+/// What a message of the old form shows beside its text: to whom and under what it is, its turn's lease, its place
+/// among parts, and how many agents answered each other.
+const OLD_TAGS: [&str; 5] = ["p", "e", "lease", "part", "hop"];
+
 /// A reply that waits for the end of its turn's lease.
 pub(super) struct Held {
     trigger: EventId,
     epoch: Epoch,
-    answer: Option<EventId>,
+    answer: EventId,
     is_asking: bool,
 }
 
 impl Held {
-    fn of(row: TurnRow) -> (String, Self) {
-        let answer = row.end.and_then(|end| end.answer);
-        (row.turn, Self { trigger: row.trigger, epoch: row.epoch, answer, is_asking: false })
+    fn of(row: TurnRow) -> Option<(String, Self)> {
+        let answer = row.end?.answer?;
+        Some((row.turn, Self { trigger: row.trigger, epoch: row.epoch, answer, is_asking: false }))
     }
 }
 
@@ -43,7 +48,10 @@ impl<D: Door + 'static> Desk<D> {
             Form::Old => {
                 let keys = &self.setup.keys;
                 let Ok(content) = seal::seal_old(keys, to, &draft.content, self.random()) else { return Vec::new() };
-                let event = self.sign(Draft { content, ..draft });
+                // Its tags are for all to see: none that only programs of the two would read.
+                let is_shown = |tag: &Tag<'_>| OLD_TAGS.contains(&tag.name());
+                let tags = draft.tags.iter().filter(is_shown).map(|tag| tag.elements()).collect();
+                let event = self.sign(Draft { content, tags, ..draft });
                 self.note_said(event.id, event.id);
                 vec![event]
             }
@@ -90,10 +98,6 @@ impl<D: Door + 'static> Desk<D> {
         self.said_sealed.iter().find(|(known, _)| known == rumor).map(|(_, event)| *event)
     }
 
-    pub(super) fn is_sealed(&self, event: &EventId) -> bool {
-        self.said_sealed.iter().any(|(_, known)| known == event)
-    }
-
     /// A message of ours to one person that is no reply.
     pub(super) fn direct(&mut self, form: Form, to: &PubKey, text: &str) -> Vec<RawEvent> {
         let kind = if form == Form::Old { Kind::DIRECT_MESSAGE } else { Kind::PRIVATE_MESSAGE };
@@ -102,20 +106,18 @@ impl<D: Door + 'static> Desk<D> {
     }
 
     /// A reply was stored and is held: the end of its lease is asked for at once.
-    pub(super) fn hold_reply(&mut self, turn: &str, trigger: EventId, epoch: Epoch, answer: Option<EventId>) {
+    pub(super) fn hold_reply(&mut self, turn: &str, trigger: EventId, epoch: Epoch, answer: EventId) {
         self.held.insert(turn.to_owned(), Held { trigger, epoch, answer, is_asking: false });
         self.complete_held();
     }
 
     /// Takes up the replies that are held. Without leases nothing holds them any more.
     pub(super) fn take_up_held(&mut self) -> Result<(), StoreError> {
-        for row in self.setup.store.held_turns()? {
-            if self.setup.has_leases {
-                self.held.extend([Held::of(row)]);
-            } else {
-                self.setup.store.release_held(&row.turn)?;
-            }
-        }
+        let home = self.setup.relays.first().filter(|_| self.setup.has_leases);
+        self.setup.store.release_strays(home.map(String::as_str))?;
+        let Some(home) = home else { return Ok(()) };
+        let rows = self.setup.store.held_turns(home)?;
+        self.held.extend(rows.into_iter().filter_map(Held::of));
         Ok(())
     }
 
@@ -151,11 +153,7 @@ impl<D: Door + 'static> Desk<D> {
             }
             Err(refusal) if refusal.prefix == Prefix::Conflict => {
                 let Some(held) = self.held.remove(turn) else { return Ok(()) };
-                self.setup.store.drop_held(turn)?;
-                match held.answer {
-                    Some(answer) => self.take_back(&answer, &refusal.to_string()),
-                    None => Ok(()),
-                }
+                self.take_back(&held.answer, &refusal.to_string())
             }
             Ok(_) | Err(_) => {
                 // Asked again at the next beat.

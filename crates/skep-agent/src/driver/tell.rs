@@ -68,8 +68,9 @@ impl<D: Door + 'static> Desk<D> {
     pub(super) fn tell_late(&mut self, card: &EventId, text: &str) -> Result<(), StoreError> {
         let Some(owner) = self.setup.audience.owner else { return Ok(()) };
         // What was said in a direct message is not named in clear.
-        if let Some((rumor, event)) = self.said_sealed.iter().find(|(_, event)| event == card) {
-            let form = if rumor == event { Form::Old } else { Form::Wrapped };
+        if self.permits.is_sealed(card) {
+            let is_old = self.said_sealed.contains(&(*card, *card));
+            let form = if is_old { Form::Old } else { Form::Wrapped };
             let events = self.direct(form, &owner, text);
             return self.enqueue(&events);
         }

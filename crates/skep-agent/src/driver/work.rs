@@ -10,7 +10,7 @@ use skep_proto::lease::Epoch;
 use skep_proto::time::Moment;
 use skep_proto::{EventId, RawEvent};
 use skep_store::StoreError;
-use skep_store::agent::{SessionRow, TurnEnd, TurnRow};
+use skep_store::agent::{Hold, SessionRow, TurnEnd, TurnRow};
 use tokio::sync::mpsc;
 use tokio_util::task::AbortOnDropHandle;
 
@@ -211,6 +211,7 @@ impl<D: Door + 'static> Desk<D> {
             channel: channel.to_owned(),
             session: live.session.as_ref().map(|session| session.id.clone()).unwrap_or_default(),
             turn: turn.id.clone(),
+            is_sealed: turn.trigger.is_sealed(),
             is_by_owner: self.setup.audience.owner == Some(turn.trigger.pubkey),
             turn_ends_ms: turn.machine.ends_at_ms(),
         };
@@ -261,12 +262,17 @@ impl<D: Door + 'static> Desk<D> {
     }
 
     /// The one outcome: the reply, the bill and where the message stands, on disk together; then the queue goes on.
-    fn end(&mut self, channel: &str, done: Done) -> Result<(), StoreError> {
+    fn end(&mut self, channel: &str, mut done: Done) -> Result<(), StoreError> {
         let Some(live) = self.live.get_mut(channel) else { return Ok(()) };
         let Some(turn) = live.turn.take() else { return Ok(()) };
         live.used = self.setup.host.steady_ms();
         let closed = self.permits.end_turn(&turn.id);
         self.settle_permits(closed)?;
+        let elsewhere = self.answered.remove(&turn.trigger.carrier);
+        if elsewhere.is_some() {
+            // A reply that was there before the answer was seen would be the second.
+            done.outcome = Outcome::Cancelled(Cancel::NotWanted);
+        }
         let resource = turn_resource(&self.me, &turn.trigger.carrier);
         let (events, how, reply) = match &done.outcome {
             Outcome::Reply { text, is_cut } => {
@@ -288,9 +294,14 @@ impl<D: Door + 'static> Desk<D> {
         }
         let answer = events.last().map(|event| event.id);
         let metric = self.measure(channel, &turn.id, &done)?.map(|metric| metric.about(&turn.trigger));
-        let is_held = turn.trigger.form == Form::Wrapped && self.setup.has_leases && answer.is_some();
-        let (held, mut publish) = if is_held { (events, Vec::new()) } else { (Vec::new(), events) };
-        publish.extend(metric.as_ref().and_then(|metric| self.bill(metric)));
+        let held = answer.filter(|_| turn.trigger.form == Form::Wrapped && self.setup.has_leases);
+        // Only the home relay knows whether the turn is still ours: what it may yet refuse, no other is given.
+        let hold = match self.setup.has_leases {
+            true if held.is_some() => Hold::All,
+            true => Hold::Others,
+            false => Hold::Nothing,
+        };
+        let bill = metric.as_ref().and_then(|metric| self.bill(metric));
         let charge = self.settle(&turn.id, &how, metric.as_ref());
         let end = TurnEnd {
             charge,
@@ -301,14 +312,15 @@ impl<D: Door + 'static> Desk<D> {
             answer,
             metric: metric.and_then(|metric| metric.to_json().ok()),
         };
-        self.setup.store.end_turn(&turn.id.0, &end, &held, &publish, &self.setup.relays)?;
+        self.setup.store.end_turn(&turn.id.0, &end, (&events, hold), bill.as_slice(), &self.setup.relays)?;
         self.setup.outbox.notify_one();
-        if is_held {
+        if let Some(answer) = held {
             self.hold_reply(&turn.id.0, turn.trigger.carrier, turn.epoch, answer);
         }
         if !done.is_reusable || matches!(done.outcome, Outcome::Cancelled(Cancel::SwitchModel)) {
             self.live.remove(channel);
         }
+        let how = elsewhere.map_or(how, |event| Ended::Answered(Some(event)));
         self.tell_queue(queue::Input::Ended { turn: turn.id, how })
     }
 
@@ -364,12 +376,7 @@ impl<D: Door + 'static> Desk<D> {
         }
         let again = queue::Row { state: queue::State::Queued, ..row };
         self.setup.store.take_back(id, &trigger, &state_of(&again))?;
-        self.tell_queue(queue::Input::Arrived(again.message))?;
-        if let Some(event) = self.answered.remove(&trigger) {
-            return self.tell_queue(queue::Input::AnsweredElsewhere { id: trigger, event });
-        }
-        self.unjudged.insert(trigger);
-        self.judge(&trigger)
+        self.tell_queue(queue::Input::GivenBack { row: again, reason: said.to_owned() })
     }
 
     /// Ends the backends that were not used for longest, when there are more than may be kept.
@@ -384,8 +391,10 @@ impl<D: Door + 'static> Desk<D> {
         }
     }
 
-    pub(super) fn is_running(&self, trigger: &EventId) -> bool {
-        self.live.values().filter_map(|live| live.turn.as_ref()).any(|turn| turn.trigger.carrier == *trigger)
+    /// The turn that a message began and that runs.
+    pub(super) fn turn_for(&self, trigger: &EventId) -> Option<TurnId> {
+        let mut running = self.live.values().filter_map(|live| live.turn.as_ref());
+        running.find(|turn| turn.trigger.carrier == *trigger).map(|turn| turn.id.clone())
     }
 
     pub(super) fn running_turns(&self, channel: Option<&str>) -> Vec<TurnId> {

@@ -58,6 +58,52 @@ async fn a_leader_that_slept_asks_before_it_acts_and_its_turn_ends_without_a_rep
     relay.wait_for(Kind::NOTE, 2).await;
 }
 
+/// Another instance's answer.
+fn answer(event: &RawEvent) -> RawEvent {
+    let resource = Resource::new(&format!("turn:{}:{}", pubkey(AGENT), event.id)).unwrap();
+    let claim = Claim { resource, epoch: 1, is_final: true };
+    let draft = Draft::new(Kind::NOTE, now(), "before").tag(claim.tag()).tag(["e", &event.id.to_hex()]);
+    draft.sign(&keys(AGENT), &[0; 32]).raw().clone()
+}
+
+#[tokio::test]
+async fn without_leases_an_answer_that_is_seen_ends_the_turn_that_begins_or_runs() {
+    let (dir, relay) = (tempfile::tempdir().unwrap(), Arc::new(Relay::without_leases()));
+    let shelf = Arc::new(Shelf::default());
+    let setup = setup(dir.path(), "a", script("cat >/dev/null; sleep 60"));
+    let setup = Setup { has_leases: false, library: shelf.clone(), ..setup };
+    let instance = Instance::start(setup, &relay);
+    instance.tell(Input::CaughtUp).await;
+    instance.tell(PROMPTER).await;
+    let running = mention(OWNER, "runs");
+    instance.event(&running).await;
+    until_is(&instance.store, &running.id, "prompted").await;
+    instance.event(&answer(&running)).await;
+    until_is(&instance.store, &running.id, "answered").await;
+    let turns = instance.store.newest_turns(9).unwrap();
+    assert_eq!(turns[0].end.as_ref().unwrap().outcome, "cancelled");
+
+    // Whoever is asked what was said before does not answer at once.
+    shelf.is_silent.store(true, Ordering::Relaxed);
+    let root = running.id.to_hex();
+    let begins =
+        Draft::new(Kind::NOTE, now(), "begins").tag(["p", &pubkey(AGENT).to_hex()]).tag(["e", &root, "", "root"]);
+    let begins = begins.sign(&keys(OWNER), &[0; 32]).raw().clone();
+    let looks = shelf.looks.load(Ordering::Relaxed);
+    instance.event(&begins).await;
+    let looked = tokio::time::timeout(Duration::from_secs(30), async {
+        while shelf.looks.load(Ordering::Relaxed) == looks {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    });
+    looked.await.unwrap();
+    instance.event(&answer(&begins)).await;
+    until_is(&instance.store, &begins.id, "answered").await;
+    tokio::time::sleep(Duration::from_millis(skep_proto::limits::LOOKUP_MS_MAX + 500)).await;
+    assert_eq!(instance.store.newest_turns(9).unwrap().len(), 1, "it was not begun");
+    assert_eq!(relay.accepted(Kind::NOTE), []);
+}
+
 #[tokio::test]
 async fn a_pause_holds_for_a_turn_that_is_about_to_begin() {
     let (dir, relay) = (tempfile::tempdir().unwrap(), Arc::new(Relay::default()));
@@ -104,12 +150,6 @@ async fn without_leases_nothing_is_prompted_before_it_is_known_what_has_an_answe
     let setup = Setup { has_leases: false, ..setup(dir.path(), "a", script("cat >/dev/null; echo done")) };
     let instance = Instance::start(setup, &relay);
     instance.tell(PROMPTER).await;
-    let answer = |event: &RawEvent| {
-        let resource = Resource::new(&format!("turn:{}:{}", pubkey(AGENT), event.id)).unwrap();
-        let claim = Claim { resource, epoch: 1, is_final: true };
-        let draft = Draft::new(Kind::NOTE, now(), "before").tag(claim.tag()).tag(["e", &event.id.to_hex()]);
-        draft.sign(&keys(AGENT), &[0; 32]).raw().clone()
-    };
     let (old, older) = (mention(OWNER, "answered by the one before"), mention(OWNER, "its answer comes first"));
     let fresh = mention(OWNER, "not answered yet");
     instance.event(&old).await;

@@ -15,6 +15,7 @@ mod profile;
 mod provider;
 mod relay;
 mod sealed;
+mod several;
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -16,8 +16,9 @@ use skep_store::AgentStore;
 use skep_store::agent::Delivery;
 use tokio::sync::{Notify, mpsc};
 
-/// Its name in the agents' settings.
+/// Its name in the agents' settings, and that of another one.
 pub const HOME: &str = "ws://home";
+pub const SECOND: &str = "ws://second";
 
 #[derive(Default)]
 struct Table(BTreeMap<Resource, Lease>);
@@ -186,18 +187,22 @@ impl Relay {
 /// Sends what lies in the outbox, as the node does.
 pub async fn pump(relay: Arc<Relay>, store: Arc<AgentStore>, outbox: Arc<Notify>, inputs: mpsc::Sender<Input>) {
     loop {
-        for outgoing in store.due(HOME, u64::MAX >> 1, 100).unwrap() {
-            let id = outgoing.event.id;
-            let delivery = match relay.submit(outgoing.event).await {
-                Ok(_) => Delivery::Taken,
-                Err(refusal) => Delivery::Refused(refusal.to_string()),
-            };
-            store.delivered(&id, HOME, &delivery).unwrap();
-            if inputs.send(Input::Delivered { id, relay: HOME.into(), delivery }).await.is_err() {
-                return;
-            }
-        }
+        send_due(&relay, HOME, &store, &inputs).await;
         outbox.notified().await;
+    }
+}
+
+/// One round of it.
+pub async fn send_due(relay: &Relay, name: &str, store: &AgentStore, inputs: &mpsc::Sender<Input>) {
+    for outgoing in store.due(name, u64::MAX >> 1, 100).unwrap() {
+        let id = outgoing.event.id;
+        let delivery = match relay.submit(outgoing.event).await {
+            Ok(_) => Delivery::Taken,
+            Err(refusal) => Delivery::Refused(refusal.to_string()),
+        };
+        store.delivered(&id, name, &delivery).unwrap();
+        // A driver that is gone learns it from the store.
+        drop(inputs.send(Input::Delivered { id, relay: name.into(), delivery }).await);
     }
 }
 

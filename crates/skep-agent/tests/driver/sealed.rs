@@ -242,3 +242,44 @@ async fn of_two_who_answer_one_wrapped_message_one_reply_is_sent_and_the_other_l
     until_is(&third.store, &late.id, "answered").await;
     assert_eq!(third.store.newest_turns(9).unwrap(), []);
 }
+
+#[tokio::test]
+async fn a_message_in_two_wraps_is_answered_once_though_each_instance_had_another_first() {
+    let (dir, relay) = (tempfile::tempdir().unwrap(), Arc::new(Relay::default()));
+    let one = Instance::start(setup(dir.path(), "one", script("cat >/dev/null; echo one")), &relay);
+    let two = Instance::start(setup(dir.path(), "two", script("cat >/dev/null; echo two")), &relay);
+    let again = |rumor: &RawEvent, n| wrap::wrap(&keys(OWNER), rumor, &pubkey(AGENT), now(), &fresh(n)).unwrap();
+    let (waits, waits_first) = private(OWNER, "its answer comes after it", 7);
+    let (later, later_first) = private(OWNER, "its answer comes before it", 9);
+    one.tell(PROMPTER).await;
+    one.event(&waits_first).await;
+    one.event(&later_first).await;
+    let second = again(&waits, 8);
+    two.event(&second).await;
+    relay.wait_for(Kind::GIFT_WRAP, 4).await;
+    for event in relay.accepted(Kind::GIFT_WRAP) {
+        two.event(&event).await;
+    }
+    until_is(&two.store, &second.id, "answered").await;
+    one.kill();
+    two.tell(PROMPTER).await;
+    two.event(&again(&later, 10)).await;
+    let (_, third) = private(OWNER, "not answered yet", 11);
+    two.event(&third).await;
+    until_is(&two.store, &third.id, "answered").await;
+    assert_eq!(two.store.newest_turns(9).unwrap().len(), 1);
+}
+
+#[tokio::test]
+async fn of_a_card_in_the_old_form_nothing_is_in_clear_but_whom_it_is_for() {
+    let (dir, relay) = (tempfile::tempdir().unwrap(), Arc::new(Relay::default()));
+    let instance = Instance::start(setup(dir.path(), "a", demo()), &relay);
+    instance.tell(PROMPTER).await;
+    let asked = old(OWNER, "write sealed.txt");
+    instance.event(&asked).await;
+    let card = relay.wait_for(Kind::DIRECT_MESSAGE, 1).await.remove(0);
+    let text = seal::open_old(&keys(OWNER), &pubkey(AGENT), &card.content).unwrap();
+    assert!(text.starts_with("🔐"), "{text}");
+    let shown: Vec<&str> = card.tags.iter().map(|tag| tag.name()).collect();
+    assert_eq!(shown, ["p", "e", "auth"]);
+}

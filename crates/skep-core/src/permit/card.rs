@@ -92,6 +92,7 @@ mod tests {
                 turn: TurnId("t".into()),
                 is_by_owner: true,
                 turn_ends_ms: 0,
+                is_sealed: false,
             },
             request: AskId("q".into()),
             title: line(title),

@@ -33,6 +33,7 @@ fn origin() -> Origin {
         session: "s".into(),
         turn: TurnId("t".into()),
         is_by_owner: true,
+        is_sealed: false,
         turn_ends_ms: u64::MAX,
     }
 }
@@ -251,5 +252,19 @@ proptest! {
         prop_assert_eq!(permits.pending().count(), 0);
         let always = written(&out).iter().filter(|(option, _)| *option == Some("always")).count();
         prop_assert_eq!(always, 0);
+    }
+}
+
+#[test]
+fn of_a_sealed_question_it_is_known_as_long_as_the_question_is() {
+    let mut permits = permits(Stance::Ask);
+    for (n, is_sealed) in [(1, true), (2, false)] {
+        let card = EventId([n; 32]);
+        let nonce = Nonce(format!("nonce {n}"));
+        permits.ask(0, Origin { is_sealed, turn: TurnId(n.to_string()), ..origin() }, &ask("r"), nonce.clone());
+        permits.published(&nonce, card);
+        assert_eq!(permits.is_sealed(&card), is_sealed);
+        permits.end_turn(&TurnId(n.to_string()));
+        assert_eq!((permits.knows(&card), permits.is_sealed(&card)), (true, is_sealed), "also decided");
     }
 }

@@ -80,6 +80,15 @@ impl Lanes {
         if turn.is_some_and(|turn| turn.ids.contains(id)) { None } else { self.remove(id) }
     }
 
+    /// Takes out a message whose turn does not run yet. A lane in which it was about to begin is free again.
+    pub fn call_off(&mut self, id: &EventId) -> Option<Row> {
+        if self.is_starting(id) {
+            let (channel, _) = self.index.get(id)?;
+            self.lanes.get_mut(channel)?.turn = None;
+        }
+        self.remove_waiting(id)
+    }
+
     /// Lanes with a turn that runs or is about to.
     pub fn busy(&self) -> usize {
         self.lanes.values().filter(|lane| lane.turn.is_some()).count()
@@ -108,15 +117,15 @@ impl Lanes {
         free.filter_map(Lane::head).map(|row| row.retry_at.unwrap_or(now)).min()
     }
 
+    pub fn is_starting(&self, id: &EventId) -> bool {
+        let lane = self.index.get(id).and_then(|(channel, _)| self.lanes.get(channel));
+        let turn = lane.and_then(|lane| lane.turn.as_ref());
+        turn.is_some_and(|turn| turn.id.is_none() && turn.ids.contains(id))
+    }
+
     /// The message whose turn is about to begin.
     pub fn starting(&mut self, id: &EventId) -> Option<&mut Row> {
-        let (channel, at) = self.index.get(id)?;
-        let lane = self.lanes.get_mut(channel)?;
-        let turn = lane.turn.as_ref()?;
-        if turn.id.is_some() || !turn.ids.contains(id) {
-            return None;
-        }
-        lane.rows.get_mut(&(*at, *id))
+        if self.is_starting(id) { self.get_mut(id) } else { None }
     }
 
     pub fn run(&mut self, channel: &str, id: TurnId) {

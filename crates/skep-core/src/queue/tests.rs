@@ -95,6 +95,46 @@ fn one_turn_in_a_channel_in_order_and_parallel_over_channels() {
 }
 
 #[test]
+fn a_message_that_is_answered_elsewhere_while_its_turn_is_about_to_begin_has_none() {
+    let mut queue = queue(Settings::default());
+    assert_eq!(prompts(&send(&mut queue, 1, "a", 1)), [(1, 1)]);
+    send(&mut queue, 2, "a", 2);
+    assert!(queue.is_starting(&id(1)));
+    let out = queue.handle(3, 0, Input::AnsweredElsewhere { id: id(1), event: id(77) });
+    let states = out.iter().filter_map(|e| if let Effect::Store(row) = e { Some(row.state.clone()) } else { None });
+    assert_eq!(states.collect::<Vec<_>>(), [State::Answered { event: Some(id(77)) }]);
+    assert_eq!(prompts(&out), [(2, 1)], "the channel is free");
+    assert!(!queue.is_starting(&id(1)));
+    let out = start(&mut queue, 1, 4);
+    assert_eq!(out, [Effect::Cancel { turn: turn(1), why: Cancel::NotWanted }]);
+    let out = start(&mut queue, 2, 5);
+    assert!(matches!(stored(&out), Some((State::Prompted { .. }, _))));
+    queue.handle(6, 0, Input::AnsweredElsewhere { id: id(2), event: id(78) });
+    assert_eq!(queue.rows().count(), 1, "what runs goes on");
+}
+
+#[test]
+fn a_message_whose_replies_are_refused_each_time_is_given_up_in_the_end() {
+    let mut queue = queue(Settings::default());
+    let mut out = send(&mut queue, 1, "a", 0);
+    for attempt in 1..=limits::ATTEMPTS_MAX {
+        let now = u64::from(attempt) * limits::RETRY_MS_MAX;
+        out.extend(queue.handle(now, 0, Input::Tick));
+        assert_eq!(prompts(&out), [(1, attempt)]);
+        queue.handle(now, 0, Input::Started { id: id(1), turn: turn(1), epoch: attempt.into() });
+        let ended = end(&mut queue, 1, now, Ended::Answered(Some(id(77))));
+        let Some(Effect::Store(row)) = ended.into_iter().next() else { panic!("stored") };
+        assert_eq!(row.attempts, attempt - 1);
+        out = queue.handle(now, 1_000, Input::GivenBack { row: row.clone(), reason: "conflict: x".into() });
+        if attempt < limits::ATTEMPTS_MAX {
+            assert_eq!(queue.handle(now, 1_000, Input::GivenBack { row, reason: "again".into() }), []);
+        }
+    }
+    assert_eq!(stored(&out), Some((State::Dead, "conflict: x".into())));
+    assert!(has_notice(&out));
+}
+
+#[test]
 fn a_failed_message_keeps_its_place_in_its_channel() {
     let mut queue = queue(Settings::default());
     send(&mut queue, 1, "a", 1);

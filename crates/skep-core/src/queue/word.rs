@@ -76,10 +76,16 @@ pub enum Input {
         turn: TurnId,
         how: Ended,
     },
-    /// Another instance's final reply was seen. A turn of ours goes on: the relay decides which reply stands.
+    /// Another instance's final reply was seen: a turn that was about to begin does not. One that runs goes on: the
+    /// relay decides which reply stands, and where none does, the shell ends it.
     AnsweredElsewhere {
         id: EventId,
         event: EventId,
+    },
+    /// The relay does not take the reply to it: another answered, or holds the turn now. That was an attempt.
+    GivenBack {
+        row: Row,
+        reason: String,
     },
     /// A dead, refused or expired message, once more.
     Retry(Row),

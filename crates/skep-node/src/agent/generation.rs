@@ -207,7 +207,8 @@ fn start_outboxes(
         let (relay, store, inputs) = (relay.clone(), Arc::clone(store), inputs.downgrade());
         // What the home relay has stands, and may go to the others from wherever it is.
         let lead = lead.clone().filter(|_| n == 0);
-        tasks.spawn(outbox::run(Post { relay, door, store, lead, news: news.clone(), inputs }, stop.clone()));
+        let (news, posted) = (news.clone(), Arc::clone(posted));
+        tasks.spawn(outbox::run(Post { relay, door, store, lead, news, posted, inputs }, stop.clone()));
     }
     tasks.spawn(carry(Arc::clone(posted), says, Arc::clone(store), stop.clone()));
 }

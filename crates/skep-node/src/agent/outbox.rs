@@ -16,7 +16,7 @@ use skep_proto::time::UnixMs;
 use skep_proto::{EventId, Kind, Prefix, RawEvent, Refusal, limits};
 use skep_store::agent::{Delivery, Outgoing};
 use skep_store::{AgentStore, StoreError};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Notify, mpsc, watch};
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 
@@ -53,6 +53,8 @@ pub struct Post {
     pub lead: Option<Lead>,
     /// Changes when something was put in.
     pub news: watch::Receiver<u64>,
+    /// Told when this relay's word lets the others have something.
+    pub posted: Arc<Notify>,
     /// The driver's; weak, so that the driver's inputs end when the links do.
     pub inputs: mpsc::WeakSender<Input>,
 }
@@ -150,7 +152,9 @@ impl Post {
     /// Records a relay's word, then tells it.
     async fn note(&self, id: EventId, delivery: Delivery) -> Result<(), StoreError> {
         let kept = delivery.clone();
-        self.with_store(move |store, relay| store.delivered(&id, relay, &kept)).await?;
+        if self.with_store(move |store, relay| store.delivered(&id, relay, &kept)).await? {
+            self.posted.notify_one();
+        }
         if let Some(inputs) = self.inputs.upgrade() {
             // A driver that is gone learns it from the store.
             let _ = inputs.send(Input::Delivered { id, relay: self.relay.clone(), delivery }).await;

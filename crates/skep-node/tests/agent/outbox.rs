@@ -41,7 +41,8 @@ impl Posted {
         let (sender, inputs) = mpsc::channel(INPUTS_MAX);
         let (door, stop) = (RemoteDoor::open(hive.url(), hive.credentials()), CancellationToken::new());
         let (kept, relay) = (Arc::clone(&store), hive.url());
-        let post = Post { relay: relay.clone(), door, store: kept, lead, news: changes, inputs: sender.downgrade() };
+        let (posted, told) = (Arc::default(), sender.downgrade());
+        let post = Post { relay: relay.clone(), door, store: kept, lead, news: changes, posted, inputs: told };
         tokio::spawn(outbox::run(post, stop.clone()));
         Self { store, relay, news, inputs, _sender: sender, stop }
     }

@@ -19,7 +19,7 @@ use tokio::runtime::{Handle, RuntimeFlavor};
 use crate::StoreError;
 
 pub use inbox::{Message, MessageState};
-pub use outbox::{Delivery, Outgoing};
+pub use outbox::{Delivery, Hold, Outgoing};
 pub use trim::Kept;
 pub use turns::{SessionRow, TurnEnd, TurnRow};
 

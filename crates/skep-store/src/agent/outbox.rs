@@ -29,24 +29,51 @@ pub enum Delivery {
     },
 }
 
+/// What a turn's reply waits for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Hold {
+    Nothing,
+    /// At the other relays, until the first one has taken the whole of it.
+    Others,
+    /// Until [`AgentStore::release_held`].
+    All,
+}
+
 pub(super) fn put(txn: &Transaction<'_>, event: &RawEvent, relays: &[String], now: Timestamp) -> rusqlite::Result<()> {
     put_as(txn, event, relays, now, None)
 }
 
-/// `held_by`: the turn that must let it go before it is sent.
+/// With the turn that must let it go before it is sent.
 pub(super) fn put_as(
     txn: &Transaction<'_>,
     event: &RawEvent,
     relays: &[String],
     now: Timestamp,
-    held_by: Option<&str>,
+    held: Option<(&str, Hold)>,
 ) -> rusqlite::Result<()> {
+    let held_by = held.map(|(turn, _)| turn);
+    let sent_to = match held.map(|(_, hold)| hold) {
+        None | Some(Hold::Nothing) => relays.len(),
+        Some(Hold::Others) => 1,
+        Some(Hold::All) => 0,
+    };
     let is_passing = event.kind.class() == skep_proto::kind::Class::Ephemeral;
     let insert = "INSERT OR IGNORE INTO outbox (id, event, is_passing, made_at, held_by) VALUES (?, ?, ?, ?, ?)";
     txn.prepare_cached(insert)?.execute(params![event.id.0, event.to_json(), is_passing, now, held_by])?;
-    let state = if held_by.is_some() { "held" } else { "waiting" };
     let mut deliver = txn.prepare_cached("INSERT OR IGNORE INTO deliveries (id, relay, state) VALUES (?, ?, ?)")?;
-    relays.iter().try_for_each(|relay| deliver.execute(params![event.id.0, relay, state]).map(drop))
+    relays.iter().enumerate().try_for_each(|(n, relay)| {
+        let state = if n < sent_to { "waiting" } else { "held" };
+        deliver.execute(params![event.id.0, relay, state]).map(drop)
+    })
+}
+
+/// What a turn held back is not to be sent.
+pub(super) fn drop_held(txn: &Transaction<'_>, turn: &str) -> rusqlite::Result<()> {
+    let deliveries = "DELETE FROM deliveries WHERE state = 'held' AND id IN (SELECT id FROM outbox WHERE held_by = ?)";
+    txn.prepare_cached(deliveries)?.execute(params![turn])?;
+    let events = "DELETE FROM outbox WHERE held_by = ?
+        AND NOT EXISTS (SELECT 1 FROM deliveries d WHERE d.id = outbox.id)";
+    txn.prepare_cached(events)?.execute(params![turn]).map(drop)
 }
 
 impl AgentStore {
@@ -62,11 +89,12 @@ impl AgentStore {
         self.write(|txn| txn.prepare_cached(update)?.execute(params![turn]).map(drop))
     }
 
-    /// What a turn held back is not to be sent.
-    pub fn drop_held(&self, turn: &str) -> Result<(), StoreError> {
-        let delete = "DELETE FROM outbox WHERE held_by = ?
-            AND NOT EXISTS (SELECT 1 FROM deliveries d WHERE d.id = outbox.id AND d.state != 'held')";
-        self.write(|txn| txn.prepare_cached(delete)?.execute(params![turn]).map(drop))
+    /// What waits for another relay than `home` may be sent; without leases (`None`) all of it: no other word is to come.
+    pub fn release_strays(&self, home: Option<&str>) -> Result<(), StoreError> {
+        let update = "UPDATE deliveries SET state = 'waiting' WHERE state = 'held' AND id IN (
+            SELECT o.id FROM outbox o JOIN turns t ON t.turn = o.held_by
+            WHERE NOT EXISTS (SELECT 1 FROM deliveries h WHERE h.id = t.answer AND h.relay = ?))";
+        self.write(|txn| txn.prepare_cached(update)?.execute(params![home]).map(drop))
     }
 
     /// What is to be sent to a relay now, in the order it was made.
@@ -90,7 +118,8 @@ impl AgentStore {
         self.read(|db| db.prepare_cached(select)?.query_row(params![relay], |row| row.get(0)))
     }
 
-    pub fn delivered(&self, id: &EventId, relay: &str, delivery: &Delivery) -> Result<(), StoreError> {
+    /// Records a relay's word. `true`: others may be sent what waited for it.
+    pub fn delivered(&self, id: &EventId, relay: &str, delivery: &Delivery) -> Result<bool, StoreError> {
         let update =
             "UPDATE deliveries SET state = ?, said = ?, due_ms = ?, tries = tries + ? WHERE id = ? AND relay = ?";
         let (state, said, due_ms, tries) = match delivery {
@@ -98,8 +127,12 @@ impl AgentStore {
             Delivery::Refused(said) => ("refused", said.as_str(), 0, 1),
             Delivery::Later { due_ms, said } => ("waiting", said.as_str(), *due_ms, 1),
         };
+        // The last event of a reply is taken with its turn's lease, and after the others.
+        let release = "UPDATE deliveries SET state = 'waiting' WHERE state = 'held' AND id IN (
+            SELECT o.id FROM outbox o JOIN turns t ON t.turn = o.held_by WHERE t.answer = ?)";
         self.write(|txn| {
-            txn.prepare_cached(update)?.execute(params![state, said, due_ms, tries, id.0, relay]).map(drop)
+            txn.prepare_cached(update)?.execute(params![state, said, due_ms, tries, id.0, relay])?;
+            Ok(*delivery == Delivery::Taken && txn.prepare_cached(release)?.execute(params![id.0])? > 0)
         })
     }
 

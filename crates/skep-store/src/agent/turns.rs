@@ -4,7 +4,7 @@ use rusqlite::{OptionalExtension, Row, params};
 use skep_proto::{EventId, PubKey, RawEvent, Timestamp};
 
 use super::inbox::set_state;
-use super::outbox::{put, put_as};
+use super::outbox::{Hold, drop_held, put, put_as};
 use super::{AgentStore, MessageState};
 use crate::StoreError;
 
@@ -103,12 +103,12 @@ impl AgentStore {
         })
     }
 
-    /// Ends a turn: its outcome and what is to be published, all or nothing. `held`: not before it is let go.
+    /// Ends a turn: its outcome, its reply and what else is to be published, all or nothing.
     pub fn end_turn(
         &self,
         turn: &str,
         end: &TurnEnd,
-        held: &[RawEvent],
+        (reply, hold): (&[RawEvent], Hold),
         events: &[RawEvent],
         relays: &[String],
     ) -> Result<(), StoreError> {
@@ -118,7 +118,7 @@ impl AgentStore {
             let answer = end.answer.map(|id| id.0);
             let values = params![end.at, end.outcome, end.reason, end.reply, answer, end.metric, end.charge, turn];
             txn.prepare_cached(update)?.execute(values)?;
-            held.iter().try_for_each(|event| put_as(txn, event, relays, end.at, Some(turn)))?;
+            reply.iter().try_for_each(|event| put_as(txn, event, relays, end.at, Some((turn, hold))))?;
             events.iter().try_for_each(|event| put(txn, event, relays, end.at))
         })
     }
@@ -141,11 +141,15 @@ impl AgentStore {
         })
     }
 
-    /// A reply that its relay does not take is no answer: its message stands where `state` says.
+    /// A reply that its relay does not take is no answer: what is held of it is not sent, and its message stands where
+    /// `state` says.
     pub fn take_back(&self, answer: &EventId, message: &EventId, state: &MessageState) -> Result<(), StoreError> {
-        let update = "UPDATE turns SET answer = NULL, outcome = 'fenced' WHERE answer = ?";
+        let update = "UPDATE turns SET answer = NULL, outcome = 'fenced' WHERE answer = ? RETURNING turn";
         self.write(|txn| {
-            txn.prepare_cached(update)?.execute(params![answer.0])?;
+            let turn = |row: &Row<'_>| row.get::<_, String>(0);
+            if let Some(turn) = txn.prepare_cached(update)?.query_row(params![answer.0], turn).optional()? {
+                drop_held(txn, &turn)?;
+            }
             set_state(txn, message, state).map(drop)
         })
     }
@@ -161,10 +165,17 @@ impl AgentStore {
         })
     }
 
-    /// Turns whose replies are held.
-    pub fn held_turns(&self) -> Result<Vec<TurnRow>, StoreError> {
-        let held = "SELECT o.held_by FROM deliveries d JOIN outbox o USING (id) WHERE d.state = 'held'";
-        self.turns(&format!("WHERE turn IN ({held}) ORDER BY n"), u32::MAX)
+    /// Turns whose replies are held at this relay.
+    pub fn held_turns(&self, home: &str) -> Result<Vec<TurnRow>, StoreError> {
+        let select = format!(
+            "SELECT {COLUMNS} FROM turns WHERE answer IN
+                (SELECT id FROM deliveries WHERE state = 'held' AND relay = ?) ORDER BY n"
+        );
+        self.read(|db| {
+            let mut select = db.prepare_cached(&select)?;
+            let rows = select.query_map(params![home], turn)?;
+            rows.collect()
+        })
     }
 
     /// Turns that began and did not end: this process or another died in them, or they run now.
