@@ -4,7 +4,7 @@ use std::io::{self, IsTerminal, Write};
 use std::time::{Duration, UNIX_EPOCH};
 
 use serde::Serialize;
-use skep_node::keys::npub;
+use skep_node::owner::directory::short;
 use skep_proto::{RawEvent, Timestamp, kind};
 use unicode_width::{UnicodeWidthChar, UnicodeWidthStr};
 
@@ -162,12 +162,6 @@ pub fn time(at: Timestamp) -> String {
     text.trim_end_matches('Z').replace('T', " ")
 }
 
-/// `npub1abcd…wxyz`.
-fn short_npub(event: &RawEvent) -> String {
-    let text = npub(&event.pubkey);
-    format!("{}…{}", &text[..9], &text[text.len() - 4..])
-}
-
 /// An event on one line: when, who, what kind, the beginning of its id and of its content.
 fn event_line(event: &RawEvent, columns: usize) -> String {
     let name = kind::rule(event.kind).name;
@@ -175,7 +169,7 @@ fn event_line(event: &RawEvent, columns: usize) -> String {
     let head = format!(
         "{}  {}  {}  {}  ",
         time(event.created_at),
-        short_npub(event),
+        short(&event.pubkey),
         &event.id.to_hex()[..8],
         padded(&kind, KIND_COLUMNS)
     );

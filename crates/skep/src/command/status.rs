@@ -8,7 +8,8 @@ use skep_node::config::Settings;
 use skep_node::control::ask_all;
 use skep_node::fleet::{Facts, report};
 use skep_node::home::Home;
-use skep_node::keys::{Keyring, npub};
+use skep_node::keys::Keyring;
+use skep_node::owner::directory::short;
 use skep_proto::control::{AgentStatus, Answer, Ask, LeaseState, LinkState, NodeStatus, Role, RunState};
 use skep_proto::{PubKey, Timestamp};
 
@@ -219,7 +220,5 @@ pub fn since(at: Timestamp) -> String {
 
 /// `npub1abcd…wxyz`, or what stands for none.
 pub fn short_key(key: Option<&PubKey>) -> String {
-    let Some(key) = key else { return "unknown".into() };
-    let text = npub(key);
-    format!("{}…{}", &text[..9], &text[text.len() - 4..])
+    key.map_or_else(|| "unknown".into(), short)
 }
