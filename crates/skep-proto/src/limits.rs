@@ -186,6 +186,10 @@ pub const NEG_EVENTS_MAX: usize = 500_000;
 /// small enough (1,024 x about 20 µs) that a commit's CPU stays near 20 ms.
 pub const BATCH_EVENTS_MAX: usize = 1_024;
 
+/// Bytes after which a batch takes no more: it is in memory once more while it is written. Full batches of events of up
+/// to 8 KiB fit.
+pub const BATCH_BYTES_MAX: usize = 8 * 1024 * KIB;
+
 /// Submissions waiting for the writer, all connections together. Each is at most one batch of a connection.
 pub const WRITER_QUEUE_MAX: usize = 4_096;
 

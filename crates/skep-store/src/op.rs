@@ -49,6 +49,14 @@ impl Op {
         Self::Put { record, words: Vec::new(), guard: None }
     }
 
+    /// Bytes of its event.
+    pub fn bytes(&self) -> usize {
+        match self {
+            Self::Put { record, .. } | Self::Ring(record) => record.as_bytes().len(),
+            _ => 0,
+        }
+    }
+
     /// Whether it needs a transaction.
     pub fn is_durable(&self) -> bool {
         !matches!(self, Self::Ring(_))

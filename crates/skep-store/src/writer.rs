@@ -15,6 +15,13 @@ pub struct Submission {
     pub done: Done,
 }
 
+impl Submission {
+    /// Operations, and bytes of their events.
+    fn size(&self) -> (usize, usize) {
+        (self.ops.len(), self.ops.iter().map(Op::bytes).sum())
+    }
+}
+
 pub type Done = Box<dyn FnOnce(Result<Vec<Outcome>, Arc<StoreError>>) + Send>;
 
 /// A handle to the writer. Overflow policy of its inbox: senders wait.
@@ -78,12 +85,14 @@ impl<C: Fn() -> Timestamp> Run<C> {
     fn run(&self, mut inbox: mpsc::Receiver<Submission>) {
         let mut batch = Vec::new();
         while let Some(first) = inbox.blocking_recv() {
-            let mut ops = first.ops.len();
+            let (mut ops, mut bytes) = first.size();
             batch.push(first);
             while ops < limits::BATCH_EVENTS_MAX
+                && bytes < limits::BATCH_BYTES_MAX
                 && let Ok(next) = inbox.try_recv()
             {
-                ops += next.ops.len();
+                let (more_ops, more_bytes) = next.size();
+                (ops, bytes) = (ops + more_ops, bytes + more_bytes);
                 batch.push(next);
             }
             self.commit(&mut batch);

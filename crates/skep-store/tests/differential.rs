@@ -343,3 +343,23 @@ fn more_ids_than_a_slice_looks_at_are_all_found() {
     let ids = records.iter().map(|record| record.as_ref().id()).collect();
     assert_eq!(query(&store, &[Filter { ids: Some(ids), ..Filter::new() }]).len(), records.len());
 }
+
+/// More than LMDB takes in one transaction: between two of them, and after them, each event is there once.
+#[test]
+fn events_larger_than_a_transaction_together_are_carried_over_in_several() {
+    let dir = tempfile::tempdir_in(scratch()).unwrap();
+    let options = Options::new(dir.path().join("s"));
+    let store = LmdbStore::open(&options).unwrap();
+    let content = "x".repeat(512 << 10);
+    let everything = [Filter { kinds: Some(vec![Kind(1)]), ..Filter::new() }];
+    for at in 0..80 {
+        let note = Draft::new(Kind(1), at, content.clone()).sign(&keys(0), &[0; 32]).into_record();
+        assert!(matches!(put(&store, &note), Outcome::Stored(_)));
+        let found: Vec<u64> = query(&store, &everything).iter().map(|note| note.as_ref().created_at()).collect();
+        assert_eq!(found, (0..=at).rev().collect::<Vec<u64>>());
+    }
+    assert_eq!(store.len().unwrap(), 80);
+    drop(store);
+    let store = LmdbStore::open(&options).unwrap();
+    assert_eq!((store.len().unwrap(), query(&store, &everything).len()), (80, 80));
+}

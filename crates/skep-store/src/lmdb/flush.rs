@@ -1,11 +1,12 @@
-//! The flusher: a thread that carries frozen layers into LMDB, one sorted, fully synced transaction each.
+//! The flusher: a thread that carries frozen layers into LMDB, sorted, in fully synced transactions, mostly one each.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use heed::PutFlags;
+use heed::{PutFlags, RwTxn};
+use skep_proto::limits;
 
 use super::Inner;
 use super::env::{META_GENERATION, Table};
@@ -17,8 +18,14 @@ use crate::StoreError;
 pub(super) const ROWS_TO_FREEZE: usize = 80_000;
 pub(super) const BYTES_TO_FREEZE: usize = 24 << 20;
 
-/// While a flush is under way the active layer may grow to this many times that; then the writer waits.
-pub(super) const GROWTH_MAX: usize = 4;
+/// Bytes of the active and the frozen layer together; then the writer waits for the flush. No more than the memory
+/// ring holds: what is newest is in both, and is shared.
+pub(super) const LAYERS_BYTES_MAX: usize = limits::RING_BYTES_MAX;
+
+/// LMDB keeps the pages of a transaction in memory until it commits. Layers of ordinary events are smaller: one each.
+const BYTES_IN_TRANSACTION: usize = 16 << 20;
+
+const _: () = assert!(2 * BYTES_TO_FREEZE <= LAYERS_BYTES_MAX);
 
 /// How long rows may stay out of LMDB when nothing presses.
 const IDLE: Duration = Duration::from_secs(2);
@@ -97,25 +104,48 @@ pub(super) fn flush(inner: &Inner) -> Result<(), StoreError> {
     Ok(())
 }
 
-/// One transaction with every row of a layer, and the generation that it had.
+/// Every row of a layer, and with the last of them the generation that it had. Between two transactions the layer still
+/// hides what is below it, and after a crash its log is replayed: writing a row again changes nothing.
 fn write(inner: &Inner, layer: &Layer, generation: u64) -> Result<(), StoreError> {
-    let mut txn = inner.env.write_txn().map_err(|error| inner.error(error))?;
-    let newest = inner.db(Table::Events).last(&txn).map_err(|error| inner.error(error))?.map(|(key, _)| key.to_vec());
-    for (table, key, slot) in layer.iter() {
-        let db = inner.db(table);
-        let result = match slot {
-            Slot::Gone => db.delete(&mut txn, key).map(drop),
-            // Events only ever grow at the end; the hint saves the search. A log that is replayed writes them again.
-            _ if table == Table::Events && newest.as_deref() < Some(key) => {
-                db.put_with_flags(&mut txn, PutFlags::APPEND, key, slot.bytes())
-            }
-            slot => db.put(&mut txn, key, slot.bytes()),
-        };
-        result.map_err(|error| inner.error(error))?;
+    let mut rows = layer.iter().peekable();
+    loop {
+        let mut txn = inner.env.write_txn().map_err(|error| inner.error(error))?;
+        let newest =
+            inner.db(Table::Events).last(&txn).map_err(|error| inner.error(error))?.map(|(key, _)| key.to_vec());
+        let mut bytes = 0;
+        while bytes < BYTES_IN_TRANSACTION
+            && let Some((table, key, slot)) = rows.next()
+        {
+            bytes += key.len() + slot.bytes().len();
+            write_row(inner, &mut txn, newest.as_deref(), table, key, slot).map_err(|error| inner.error(error))?;
+        }
+        let is_last = rows.peek().is_none();
+        if is_last {
+            let generation = generation.to_be_bytes();
+            inner.db(Table::Meta).put(&mut txn, META_GENERATION, &generation).map_err(|error| inner.error(error))?;
+        }
+        txn.commit().map_err(|error| inner.error(error))?;
+        if is_last {
+            return Ok(());
+        }
     }
-    inner
-        .db(Table::Meta)
-        .put(&mut txn, META_GENERATION, &generation.to_be_bytes())
-        .map_err(|error| inner.error(error))?;
-    txn.commit().map_err(|error| inner.error(error))
+}
+
+fn write_row(
+    inner: &Inner,
+    txn: &mut RwTxn<'_>,
+    newest: Option<&[u8]>,
+    table: Table,
+    key: &[u8],
+    slot: &Slot,
+) -> Result<(), heed::Error> {
+    let db = inner.db(table);
+    match slot {
+        Slot::Gone => db.delete(txn, key).map(drop),
+        // Events only ever grow at the end; the hint saves the search. A log that is replayed writes them again.
+        _ if table == Table::Events && newest < Some(key) => {
+            db.put_with_flags(txn, PutFlags::APPEND, key, slot.bytes())
+        }
+        slot => db.put(txn, key, slot.bytes()),
+    }
 }

@@ -94,6 +94,12 @@ pub(super) struct Layers {
     pub frozen: Option<Arc<Layer>>,
 }
 
+impl Layers {
+    pub(super) fn bytes(&self) -> usize {
+        self.active.bytes() + self.frozen.as_ref().map_or(0, |frozen| frozen.bytes())
+    }
+}
+
 /// One consistent state: layers, newest first, over a snapshot of LMDB.
 ///
 /// The snapshot must be taken while the layers are held: a flush commits to LMDB first and drops its layer after.

@@ -220,7 +220,7 @@ impl Inner {
     fn wait_for_room(&self, wal: &mut Wal) -> Result<(), StoreError> {
         let mut seen = 0;
         for _ in 0..ROOM_TRIES {
-            if self.layers().active.bytes() < flush::BYTES_TO_FREEZE * flush::GROWTH_MAX {
+            if self.layers().bytes() < flush::LAYERS_BYTES_MAX {
                 return Ok(());
             }
             if self.layers().frozen.is_none() {
