@@ -182,6 +182,19 @@ impl<D: Door + 'static> Desk<D> {
         self.send_frames();
     }
 
+    /// The frame that asks for a permission, with the name of the question (NIP-AO).
+    pub(super) fn observe_question(&mut self, channel: &str, frame: &str, authorization: Authorization) {
+        let observation = Observation {
+            kind: TelemetryKind::AcpRead,
+            channel_id: Some(channel.to_owned()),
+            session_id: self.session_of(channel),
+            turn_id: self.turn_of(channel),
+            authorization: Some(authorization),
+            payload: Payload::raw(frame),
+        };
+        self.frames.push(Moment(self.unix_ms()), observation);
+    }
+
     pub(super) fn observe_answer(&mut self, turn: &TurnId, authorization: &Authorization) {
         let observation = Observation {
             kind: TelemetryKind::PermissionTerminal,

@@ -3,7 +3,7 @@
 use skep_core::backend::{AskId, BackendError, Order, Said, Session};
 use skep_core::door::Door;
 use skep_core::meter::{Measured, Observed};
-use skep_core::permit::{Nonce, Origin};
+use skep_core::permit::{self, Nonce, Origin};
 use skep_core::queue::{self, Ended};
 use skep_core::turn::{Cancel, Done, Effect, Outcome, Turn, TurnId};
 use skep_proto::lease::Epoch;
@@ -215,8 +215,12 @@ impl<D: Door + 'static> Desk<D> {
             is_by_owner: self.setup.audience.owner == Some(turn.trigger.pubkey),
             turn_ends_ms: turn.machine.ends_at_ms(),
         };
-        let effects =
-            self.permits.ask(self.mono_ms(), origin, ask, Nonce(faster_hex::hex_string(&self.random::<16>())));
+        let nonce = Nonce(faster_hex::hex_string(&self.random::<16>()));
+        let effects = self.permits.ask(self.mono_ms(), origin, ask, nonce.clone());
+        if let Some(frame) = &ask.frame {
+            let is_open = effects.iter().any(|effect| matches!(effect, permit::Effect::Show(_)));
+            self.observe_question(channel, frame, permit::asked(&nonce, is_open));
+        }
         self.settle_permits(effects)
     }
 
