@@ -35,7 +35,7 @@ pub enum Said {
     Speed(Speed),
     /// It wrote what its protocol does not know: skipped, counted.
     Noise(Noise),
-    /// A raw protocol frame, for those who watch.
+    /// A raw protocol frame, for those who watch; one that asks for a permission is in its [`Ask`].
     Frame {
         direction: Direction,
         json: String,
@@ -112,6 +112,8 @@ pub struct Ask {
     /// What it wants to do, for a person: a command line, a diff's path. Untrusted text.
     pub detail: String,
     pub options: Vec<AskOption>,
+    /// The raw frame that asked, where there is one. It is said here only: what it is shown with names the question.
+    pub frame: Option<String>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -13,10 +13,11 @@ use skep_proto::lease::{Claim, Epoch};
 use skep_proto::{EventId, Kind, PubKey, RawEvent, thread};
 
 use crate::permit::card_lines;
+use crate::queue::{State, Told};
 use crate::watch::{Item, Shown};
 
-/// The tag on a notice of a harness under a message: `["status", word]`, the word of the inbox (see
-/// [`MessageStatus::state`]). An answer has none.
+/// The tag on what a harness says about where a message stands: `["status", word]` on a notice, `["status", word,
+/// reason]` on a reaction, with the word of the inbox (see [`MessageStatus::state`]). An answer has none.
 pub const STATUS_TAG: &str = "status";
 
 /// Something that the sender is told.
@@ -155,8 +156,8 @@ impl Fate {
         if let Some(card) = CardTag::from_event(event) {
             return progress.card(event, card);
         }
-        if let Some(word) = event.tags.single(STATUS_TAG) {
-            return progress.status(word, &event.content);
+        if let Some(told) = Told::from_event(event) {
+            return progress.told(told);
         }
         match Claim::from_event(event) {
             Some(Ok(claim)) => {
@@ -190,6 +191,9 @@ impl Fate {
 impl Progress {
     fn reaction(&mut self, message: &EventId, event: &RawEvent) -> Vec<Step> {
         let Some(Ok(to)) = event.tags.values("e").last().map(str::parse::<EventId>) else { return Vec::new() };
+        if let Some(told) = Told::from_event(event).filter(|_| to == *message) {
+            return self.told(told);
+        }
         match event.content.as_str() {
             "👀" if to == *message => self.read(),
             "⏳" if to == *message => self.wait(""),
@@ -231,11 +235,11 @@ impl Progress {
         vec![Step::Asks(Box::new(Card { event: event.id, tag, text: event.content.clone() }))]
     }
 
-    fn status(&mut self, word: &str, text: &str) -> Vec<Step> {
-        match word {
-            "dead" => self.over(End::Dead(text.to_owned()), None),
-            "refused" => self.over(End::Refused(text.to_owned()), None),
-            "expired" => self.over(End::Expired(text.to_owned()), None),
+    fn told(&mut self, told: Told) -> Vec<Step> {
+        match told.state {
+            State::Dead => self.over(End::Dead(told.reason), None),
+            State::Refused => self.over(End::Refused(told.reason), None),
+            State::Expired => self.over(End::Expired(told.reason), None),
             _ => Vec::new(),
         }
     }
@@ -398,7 +402,11 @@ mod tests {
             assert_eq!(fate.hear_item(&item(None, status(word, "again", false))), []);
             assert_eq!(fate.end(&BEE), Some(&end));
             assert_eq!(fate.hear_event(&reply(2, "1", true)), [Step::Over(End::Answered)]);
+            let sign = event(3, Kind::REACTION, "🚫", &[&["e", &hex], &["status", word, "x"]]);
+            assert_eq!(self::fate().hear_event(&sign), [Step::Over(end)], "a sign says it, too");
         }
+        let elsewhere = event(3, Kind::REACTION, "🚫", &[&["e", &"08".repeat(32)], &["status", "refused", "x"]]);
+        assert_eq!(fate().hear_event(&elsewhere), []);
         let mut fate = fate();
         assert_eq!(fate.hear_item(&item(None, status("queued", "busy", false))), [Step::Waits("busy".into())]);
         assert_eq!(fate.hear_item(&item(None, status("queued", "busy", false))), []);

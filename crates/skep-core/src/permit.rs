@@ -269,7 +269,7 @@ impl Permits {
     }
 }
 
-/// The envelope for the frame that carries the question (NIP-AO).
+/// For the frame that carries the question (NIP-AO), next to the card or the policy's word.
 pub fn asked(nonce: &Nonce, is_actionable: bool) -> Authorization {
     Authorization { request_nonce: nonce.0.clone(), actionable: is_actionable, reason: None }
 }

@@ -9,6 +9,7 @@
 
 mod lane;
 mod row;
+mod told;
 mod word;
 
 use std::collections::BTreeSet;
@@ -20,6 +21,7 @@ use skep_proto::{EventId, limits};
 
 use lane::Lanes;
 pub use row::{Message, Place, Priority, Row, State};
+pub use told::Told;
 pub use word::{Effect, Ended, Input, Mode, NotStarted, Reaction, Settings};
 
 use crate::backend::BackendError;
@@ -101,6 +103,11 @@ impl Queue {
         self.lanes.is_starting(id)
     }
 
+    /// Whether a message waits or is being prompted.
+    pub fn knows(&self, id: &EventId) -> bool {
+        self.lanes.knows(id)
+    }
+
     pub fn paused(&self) -> Option<&str> {
         self.paused.as_deref()
     }
@@ -114,6 +121,11 @@ impl Queue {
                     self.finish(row, State::Refused, now, &reason, out);
                 }
             }
+            Input::Stopped { id, reason } => {
+                if let Some(row) = self.lanes.remove_waiting(&id) {
+                    self.tell(row, State::Refused, now, &reason, None, out);
+                }
+            }
             Input::Started { id, turn, epoch } => self.begin(now, id, turn, epoch, out),
             Input::NotStarted { id, why } => self.not_begun(now, id, why, out),
             Input::Steered { id, turn, is_taken } => self.steered(now, id, &turn, is_taken, out),
@@ -124,6 +136,7 @@ impl Queue {
                     self.finish(row, state, now, ANSWERED_ELSEWHERE, out);
                 }
             }
+            Input::ToldElsewhere { row, told } => self.hear(now, row, told, out),
             Input::GivenBack { row, reason } => self.give_back(now, random, row, &reason, out),
             Input::Retry(row) => self.retry_by_hand(now, row, out),
             Input::Paused(reason) => self.paused = Some(reason),
@@ -240,7 +253,9 @@ impl Queue {
             Ended::Answered(event) => self.finish(row, State::Answered { event: *event }, now, "", out),
             // Once more would cost as much once more.
             Ended::Cancelled(why @ Cancel::Budget) => self.bury(row, now, why.as_str(), out),
-            Ended::Cancelled(why) if why.gives_up() => self.finish(row, State::Refused, now, why.as_str(), out),
+            // Another's answer made it so, and tells it.
+            Ended::Cancelled(why @ Cancel::NotWanted) => self.finish(row, State::Refused, now, why.as_str(), out),
+            Ended::Cancelled(why) if why.gives_up() => self.tell(row, State::Refused, now, why.as_str(), None, out),
             Ended::Cancelled(why) => self.requeue(row, now, now, why.as_str(), out),
             Ended::TooLong => self.bury(row, now, "the turn took longer than a turn may", out),
             Ended::Stuck if row.is_stuck => self.bury(row, now, "no progress, twice", out),
@@ -281,35 +296,83 @@ impl Queue {
     }
 
     fn bury(&mut self, row: Row, now: UnixMs, reason: &str, out: &mut Vec<Effect>) {
-        let id = row.message.id;
         let attempts = match row.attempts {
             0 | 1 => "one attempt".to_owned(),
             more => format!("{more} attempts"),
         };
         let text = format!("gave up after {attempts}: {reason}; `skep retry` tries again");
-        self.finish(row, State::Dead, now, reason, out);
-        out.push(Effect::Notice { id, text });
+        self.tell(row, State::Dead, now, reason, Some(text), out);
     }
 
-    fn finish(&mut self, mut row: Row, state: State, now: UnixMs, reason: &str, out: &mut Vec<Effect>) {
+    /// It ends here without an answer, which no other instance can know by itself.
+    fn tell(
+        &mut self,
+        row: Row,
+        state: State,
+        now: UnixMs,
+        reason: &str,
+        notice: Option<String>,
+        out: &mut Vec<Effect>,
+    ) {
+        let mut row = self.over(row, state, now, reason);
+        row.date_word(now);
+        out.push(Effect::Tell { row, notice });
+    }
+
+    fn finish(&mut self, row: Row, state: State, now: UnixMs, reason: &str, out: &mut Vec<Effect>) {
+        out.push(Effect::Store(self.over(row, state, now, reason)));
+    }
+
+    fn over(&mut self, mut row: Row, state: State, now: UnixMs, reason: &str) -> Row {
         if let Some(at) = row.message.expires_at {
             self.expiries.remove(&(at, row.message.id));
         }
         row.retry_at = None;
         row.enter(state, now, reason);
-        out.push(Effect::Store(row));
+        row
     }
 
-    fn retry_by_hand(&mut self, now: UnixMs, mut row: Row, out: &mut Vec<Effect>) {
+    /// The other instances ended it, too, by our word: they are told that it is tried again. Whoever leads does.
+    fn retry_by_hand(&mut self, now: UnixMs, row: Row, out: &mut Vec<Effect>) {
+        if self.can_be_tried_again(&row) {
+            let mut row = afresh(row, now);
+            row.date_word(now);
+            out.push(Effect::Tell { row: row.clone(), notice: None });
+            self.hold(row);
+        }
+    }
+
+    fn can_be_tried_again(&self, row: &Row) -> bool {
         let is_answered = matches!(row.state, State::Answered { .. });
-        if is_answered || !row.state.is_final() || self.lanes.knows(&row.message.id) {
+        !is_answered && row.state.is_final() && !self.lanes.knows(&row.message.id)
+    }
+
+    /// A turn that runs goes on: it has the lease, so whoever spoke had lost it, or spoke of a turn before. That word is
+    /// used up, and does not end the message when the turn fails.
+    fn hear(&mut self, now: UnixMs, mut row: Row, told: Told, out: &mut Vec<Effect>) {
+        let id = row.message.id;
+        let Some(known) = self.lanes.get_mut(&id) else {
+            let is_answered = matches!(row.state, State::Answered { .. });
+            if is_answered || told.at <= row.told_at {
+                return;
+            }
+            row.told_at = told.at;
+            if told.state == State::Queued && self.can_be_tried_again(&row) {
+                row = afresh(row, now);
+                self.hold(row.clone());
+            }
+            return out.push(Effect::Store(row));
+        };
+        if told.at <= known.told_at {
             return;
         }
-        row.attempts = 0;
-        row.is_stuck = false;
-        // Whoever tries again by hand wants it now, however late it is.
-        row.message.expires_at = None;
-        self.requeue(row, now, now, "tried again by hand", out);
+        known.told_at = told.at;
+        let (known, ends) = (known.clone(), told.state != State::Queued);
+        let row = if ends { self.lanes.call_off(&id) } else { None };
+        match row {
+            Some(row) => self.finish(row, told.state, now, &told.reason, out),
+            None => out.push(Effect::Store(known)),
+        }
     }
 
     fn give_back(&mut self, now: UnixMs, random: u64, row: Row, reason: &str, out: &mut Vec<Effect>) {
@@ -334,12 +397,17 @@ impl Queue {
         self.lanes.insert(row);
     }
 
-    /// What runs already may end in time; what waits does not begin any more.
+    /// What runs already may end in time; what waits does not begin any more. Whoever follows expires it by itself, and
+    /// one whose sender is not judged may be a stranger's.
     fn expire(&mut self, now: UnixMs, out: &mut Vec<Effect>) {
         let due: Vec<_> = self.expiries.iter().take_while(|(at, _)| *at <= now).map(|(_, id)| *id).collect();
         for id in due {
             if let Some(row) = self.lanes.remove_waiting(&id) {
-                self.finish(row, State::Expired, now, "its deadline passed while it waited", out);
+                let reason = "its deadline passed while it waited";
+                match self.leads && row.state == State::Queued {
+                    true => self.tell(row, State::Expired, now, reason, None, out),
+                    false => self.finish(row, State::Expired, now, reason, out),
+                }
             }
         }
     }
@@ -364,6 +432,16 @@ impl Queue {
             out.extend(at.map(Effect::WakeAt));
         }
     }
+}
+
+/// A message that was over, as if it had just come. Whoever wants it now wants it however late it is.
+fn afresh(mut row: Row, now: UnixMs) -> Row {
+    row.attempts = 0;
+    row.is_stuck = false;
+    row.message.expires_at = None;
+    row.retry_at = Some(now);
+    row.enter(State::Queued, now, "tried again by hand");
+    row
 }
 
 /// Full jitter: anything from 0 to 5 s doubled with each attempt, at most 300 s.

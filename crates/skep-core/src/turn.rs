@@ -200,6 +200,11 @@ impl Turn {
     }
 
     fn ask(&mut self, ask: Ask, out: &mut Vec<Effect>) {
+        let is_new = self.ending.is_none() && !self.asks.contains(&ask.id);
+        if let Some(frame) = ask.frame.as_deref().filter(|_| !is_new) {
+            // Nobody will be asked: it is a frame as any other.
+            out.push(Effect::Observe { kind: TelemetryKind::AcpRead, payload: Payload::raw(frame) });
+        }
         if self.ending.is_some() {
             // The turn is being ended: nothing is permitted any more.
             return out.push(Effect::Tell(Order::Answer { request: ask.id, option: None }));

@@ -103,8 +103,8 @@ fn a_turn_ends_with_its_reply_or_not_at_all() {
     };
     store.begin_turn(&row).unwrap();
     assert!(store.begin_turn(&row).is_err(), "one turn of a name");
-    assert_eq!(store.unfinished_turns().unwrap(), std::slice::from_ref(&row));
-    assert_eq!(store.turns_with(&message.pubkey, 6).unwrap(), 1);
+    assert_eq!(store.newest_turns(5).unwrap(), std::slice::from_ref(&row));
+    assert_eq!(store.last_turn_at("c").unwrap(), None, "it has not ended");
 
     let end = TurnEnd {
         at: 8,
@@ -114,11 +114,19 @@ fn a_turn_ends_with_its_reply_or_not_at_all() {
         ..TurnEnd::default()
     };
     store
-        .end_turn("t1", &end, (std::slice::from_ref(&reply), Hold::Nothing), &[], &relays(&["ws://a", "ws://b"]))
+        .end_turn(
+            "t1",
+            &end,
+            (std::slice::from_ref(&reply), Hold::Nothing),
+            &[],
+            &relays(&["ws://a", "ws://b"]),
+            &[(message.id, state("answered", true))],
+        )
         .unwrap();
     drop(store);
     let store = open(&dir);
-    assert_eq!(store.unfinished_turns().unwrap(), []);
+    assert_eq!(store.message(&message.id).unwrap().unwrap().state, state("answered", true));
+    assert_eq!(store.last_turn_at("c").unwrap(), Some(6));
     assert_eq!(store.newest_turns(5).unwrap(), [TurnRow { end: Some(end), ..row }]);
     assert_eq!(store.answer_to(&message.id).unwrap(), Some(reply.id));
     assert_eq!(store.trigger_of(&reply.id).unwrap(), Some(message.id));
@@ -126,11 +134,35 @@ fn a_turn_ends_with_its_reply_or_not_at_all() {
     store.delivered(&reply.id, "ws://a", &Delivery::Refused("conflict: no".into())).unwrap();
     assert_eq!(store.refused_answers("ws://a").unwrap(), [(reply.id, "conflict: no".into())]);
     assert_eq!(store.refused_answers("ws://b").unwrap(), []);
-    store.take_back(&reply.id, &message.id, &state("queued", false)).unwrap();
+    store.take_back(&reply.id, &message.id, &state("queued", false), &[], &[]).unwrap();
     assert_eq!(store.refused_answers("ws://a").unwrap(), [], "once");
     assert_eq!(store.message(&message.id).unwrap().unwrap().state, state("queued", false));
     assert_eq!((store.answer_to(&message.id).unwrap(), store.trigger_of(&reply.id).unwrap()), (None, None));
     assert_eq!(store.due("ws://b", 0, 9).unwrap()[0].event, reply);
+}
+
+#[test]
+fn a_message_is_over_with_the_word_on_it_or_not_at_all() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(&dir);
+    let (message, word, other) = (note(1), note(2), note(3));
+    store.receive(&message, "c", "ws://a", 3, &state("queued", false)).unwrap();
+    let over = state("refused", true);
+    let both = relays(&["ws://a", "ws://b"]);
+    store.set_state_and_tell(&message.id, &over, std::slice::from_ref(&word), &both).unwrap();
+    drop(store);
+    let store = open(&dir);
+    assert_eq!(store.message(&message.id).unwrap().unwrap().state, over);
+    for relay in ["ws://a", "ws://b"] {
+        assert_eq!(store.due(relay, 0, 9).unwrap()[0].event, word, "{relay}");
+    }
+    // A word that cannot be kept leaves the message where it was.
+    let db = rusqlite::Connection::open(store.path()).unwrap();
+    db.execute_batch("CREATE TRIGGER full BEFORE INSERT ON outbox BEGIN SELECT RAISE(ABORT, 'full'); END").unwrap();
+    let queued = state("queued", false);
+    assert!(store.set_state_and_tell(&message.id, &queued, std::slice::from_ref(&other), &both).is_err());
+    assert!(store.take_back(&word.id, &message.id, &queued, std::slice::from_ref(&other), &both).is_err());
+    assert_eq!(store.message(&message.id).unwrap().unwrap().state, over);
 }
 
 #[test]
@@ -154,7 +186,7 @@ fn what_a_turn_holds_back_is_sent_when_it_is_let_go_and_not_forgotten_before() {
         store.begin_turn(&row).unwrap();
         let end = TurnEnd { at: 8, outcome: "answered".into(), answer: Some(held.id), ..TurnEnd::default() };
         let (held, bill) = (std::slice::from_ref(held), std::slice::from_ref(&bill));
-        store.end_turn(turn, &end, (held, Hold::All), bill, &relays(&["ws://a"])).unwrap();
+        store.end_turn(turn, &end, (held, Hold::All), bill, &relays(&["ws://a"]), &[]).unwrap();
     }
     let due = || store.due("ws://a", 0, 9).unwrap().into_iter().map(|outgoing| outgoing.event).collect::<Vec<_>>();
     assert_eq!(due(), std::slice::from_ref(&bill), "what is not held goes");
@@ -164,7 +196,7 @@ fn what_a_turn_holds_back_is_sent_when_it_is_let_go_and_not_forgotten_before() {
     assert_eq!(held_by(), ["t1", "t2"]);
     store.release_held("t1").unwrap();
     store.receive(&note(1), "c", "ws://a", 3, &state("answered", true)).unwrap();
-    store.take_back(&note(4).id, &note(1).id, &state("queued", false)).unwrap();
+    store.take_back(&note(4).id, &note(1).id, &state("queued", false), &[], &[]).unwrap();
     assert_eq!(due(), [held], "what is taken back goes with its state");
     assert_eq!(held_by(), Vec::<String>::new());
     assert_eq!(store.open_messages().unwrap().len(), 1);
@@ -193,7 +225,7 @@ fn a_reply_goes_to_other_relays_when_the_first_took_the_whole_of_it_and_never_wh
     store.receive(&note(1), "c", "ws://a", 3, &state("answered", true)).unwrap();
     store.begin_turn(&row("t1")).unwrap();
     let bills = std::slice::from_ref(&bill);
-    store.end_turn("t1", &end(&parts[1]), (&parts, Hold::Others), bills, &both).unwrap();
+    store.end_turn("t1", &end(&parts[1]), (&parts, Hold::Others), bills, &both, &[]).unwrap();
     assert_eq!(due("ws://a").len(), 3);
     assert_eq!(due("ws://b"), bills);
     assert_eq!(store.held_turns("ws://a").unwrap(), [], "nobody has to let it go");
@@ -205,14 +237,14 @@ fn a_reply_goes_to_other_relays_when_the_first_took_the_whole_of_it_and_never_wh
 
     let other = note(5);
     store.begin_turn(&row("t2")).unwrap();
-    store.end_turn("t2", &end(&other), (std::slice::from_ref(&other), Hold::Others), &[], &both).unwrap();
+    store.end_turn("t2", &end(&other), (std::slice::from_ref(&other), Hold::Others), &[], &both, &[]).unwrap();
     store.delivered(&other.id, "ws://a", &Delivery::Refused("conflict: no".into())).unwrap();
-    store.take_back(&other.id, &note(1).id, &state("queued", false)).unwrap();
+    store.take_back(&other.id, &note(1).id, &state("queued", false), &[], &[]).unwrap();
     assert!(!due("ws://b").contains(&other));
 
     let stray = note(6);
     store.begin_turn(&row("t3")).unwrap();
-    store.end_turn("t3", &end(&stray), (std::slice::from_ref(&stray), Hold::Others), &[], &both).unwrap();
+    store.end_turn("t3", &end(&stray), (std::slice::from_ref(&stray), Hold::Others), &[], &both, &[]).unwrap();
     store.release_strays(Some("ws://new")).unwrap();
     assert!(due("ws://b").contains(&stray), "its home is ours no more");
 }
@@ -294,7 +326,7 @@ fn answered(store: &AgentStore, n: u64, channel: &str, at: u64) {
     let turn = turn_of(&message, n, channel, at);
     store.begin_turn(&turn).unwrap();
     let end = TurnEnd { at, outcome: "answered".into(), answer: Some(reply.id), ..TurnEnd::default() };
-    store.end_turn(&turn.turn, &end, (&[], Hold::Nothing), &[], &[]).unwrap();
+    store.end_turn(&turn.turn, &end, (&[], Hold::Nothing), &[], &[], &[]).unwrap();
 }
 
 fn turn_of(message: &RawEvent, n: u64, channel: &str, at: u64) -> TurnRow {
@@ -350,7 +382,9 @@ fn a_turn_whose_reply_may_come_back_and_the_newest_message_are_kept() {
     let turn = turn_of(&message, 2, "c", 1);
     store.begin_turn(&turn).unwrap();
     let end = TurnEnd { at: 1, outcome: "answered".into(), answer: Some(reply.id), ..TurnEnd::default() };
-    store.end_turn(&turn.turn, &end, (std::slice::from_ref(&reply), Hold::Nothing), &[], &relays(&["ws://a"])).unwrap();
+    store
+        .end_turn(&turn.turn, &end, (std::slice::from_ref(&reply), Hold::Nothing), &[], &relays(&["ws://a"]), &[])
+        .unwrap();
     answered(&store, 3, "c", 4);
     let kept = Kept { since: 100, prompts: 10, ids: 10 };
     trim(&store, &kept);

@@ -30,6 +30,9 @@ const NOISE_BYTES_MAX: usize = 512;
 /// Bytes of a list of what a program offers: some have hundreds of models.
 const OFFERED_BYTES_MAX: usize = 1024;
 
+/// The request for a permission.
+const ASK: &str = "session/request_permission";
+
 pub struct Machine {
     spec: Spec,
     pub out: Out,
@@ -110,9 +113,16 @@ impl Machine {
         };
         let Some(incoming) = message::parse(&line) else { return self.noise(&line) };
         self.noise_in_a_row = 0;
-        self.out.say(Said::Frame { direction: Direction::FromBackend, json: message::shown(&line) });
+        let shown = message::shown(&line);
+        if let (Incoming::Request { id, method, params }, Step::Turn(turn)) = (&incoming, &mut self.step)
+            && method == ASK
+            && params["sessionId"] == self.session.id
+        {
+            return turn.ask(id, params, shown, &mut self.out);
+        }
+        self.out.say(Said::Frame { direction: Direction::FromBackend, json: shown });
         match incoming {
-            Incoming::Request { id, method, params } => self.handle_request(&id, &method, &params),
+            Incoming::Request { id, method, .. } => self.refuse(&id, &method),
             Incoming::Notice { method, params } => self.handle_notice(&method, &params),
             Incoming::Answer { id, result } if id == json!(self.waits_for) => self.handle_answer(result),
             // An answer to nothing we wait for: shown, not used.
@@ -181,17 +191,17 @@ impl Machine {
         }
     }
 
-    fn handle_request(&mut self, id: &Value, method: &str, params: &Value) {
-        if method != "session/request_permission" {
-            let text = format!("{method} is not offered by this client");
-            return self.out.send(&message::refusal(id, METHOD_NOT_FOUND, &text));
-        }
-        match &mut self.step {
-            Step::Turn(turn) if params["sessionId"] == self.session.id => turn.ask(id, params, &mut self.out),
-            Step::Turn(_) => self.out.send(&message::refusal(id, INVALID_PARAMS, "no such session")),
+    /// A request that is no question of the turn that runs.
+    fn refuse(&mut self, id: &Value, method: &str) {
+        let answer = match &self.step {
+            _ if method != ASK => {
+                message::refusal(id, METHOD_NOT_FOUND, &format!("{method} is not offered by this client"))
+            }
+            Step::Turn(_) => message::refusal(id, INVALID_PARAMS, "no such session"),
             // Nobody is there to be asked outside of a turn.
-            _ => self.out.send(&message::answer(id, &Questions::cancelled())),
-        }
+            _ => message::answer(id, &Questions::cancelled()),
+        };
+        self.out.send(&answer);
     }
 
     fn handle_notice(&mut self, method: &str, params: &Value) {

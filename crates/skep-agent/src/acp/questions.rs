@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 
 use serde_json::{Value, json};
 
-use skep_core::backend::{Ask, AskId, AskOption, Said, ToolCall};
+use skep_core::backend::{Ask, AskId, AskOption, Direction, Said};
 
 use super::message;
 use super::out::Out;
@@ -26,16 +26,18 @@ struct Question {
 }
 
 impl Questions {
-    /// Asks; or refuses at once what cannot be answered.
-    pub fn ask(&mut self, rpc_id: &Value, tool: ToolCall, detail: String, options: Vec<AskOption>, out: &mut Out) {
-        if self.open.len() == QUESTIONS_MAX || options.is_empty() {
+    /// Asks, under an id that is made here; or refuses at once what cannot be answered.
+    pub fn ask(&mut self, rpc_id: &Value, mut ask: Ask, out: &mut Out) {
+        if self.open.len() == QUESTIONS_MAX || ask.options.is_empty() {
+            let frame = ask.frame.map(|json| Said::Frame { direction: Direction::FromBackend, json });
+            out.said.extend(frame);
             return out.send(&message::answer(rpc_id, &Self::cancelled()));
         }
         self.asked += 1;
         // With the call's id, so that an answer meant for an earlier turn meets nothing.
-        let id = AskId(format!("{}#{}", tool.id, self.asked));
-        self.open.push_back(Question { id: id.clone(), rpc_id: rpc_id.clone(), options: options.clone() });
-        out.say(Said::Ask(Ask { id, tool, detail, options }));
+        ask.id = AskId(format!("{}#{}", ask.tool.id, self.asked));
+        self.open.push_back(Question { id: ask.id.clone(), rpc_id: rpc_id.clone(), options: ask.options.clone() });
+        out.say(Said::Ask(ask));
     }
 
     /// The first answer counts; one to a question that is not open, does nothing. An option that was not offered is

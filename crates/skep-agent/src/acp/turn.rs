@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use skep_core::backend::{Ended, Said, Scope};
+use skep_core::backend::{Ask, AskId, Ended, Said, Scope};
 
 use super::message::RpcError;
 use super::out::Out;
@@ -43,10 +43,12 @@ impl Turn {
         spent(update, out);
     }
 
-    pub fn ask(&mut self, rpc_id: &Value, params: &Value, out: &mut Out) {
+    /// `frame`: the request as it is shown.
+    pub fn ask(&mut self, rpc_id: &Value, params: &Value, frame: String, out: &mut Out) {
         let call = &params["toolCall"];
         let tool = self.calls.of_question(call);
-        self.questions.ask(rpc_id, tool, tool::detail(call), tool::options(params), out);
+        let (detail, options) = (tool::detail(call), tool::options(params));
+        self.questions.ask(rpc_id, Ask { id: AskId(String::new()), tool, detail, options, frame: Some(frame) }, out);
         if self.is_cancelled {
             self.questions.cancel_all(out);
         }

@@ -12,7 +12,7 @@ use skep_core::frames::Frames;
 use skep_core::leader::Role;
 use skep_core::meter::{Meter, Series};
 use skep_core::permit::Permits;
-use skep_core::queue::{self, Effect, Queue, Reaction, Row, State};
+use skep_core::queue::{self, Effect, Queue, Reaction, Row, State, Told};
 use skep_core::turn::TurnId;
 use skep_proto::lease::Epoch;
 use skep_proto::time::UnixMs;
@@ -92,6 +92,8 @@ pub(super) struct Desk<D> {
     is_caught_up: bool,
     /// Answers of other instances that came before their messages.
     pub answered: BTreeMap<EventId, EventId>,
+    /// Words of other instances that came before the messages that they are about.
+    pub told: BTreeMap<EventId, Told>,
     /// The channels that have, or had, a backend.
     pub live: BTreeMap<String, Live>,
     /// Messages whose sender could not be judged yet.
@@ -140,6 +142,7 @@ impl<D: Door + 'static> Desk<D> {
             asked_lead_at: 0,
             is_caught_up: setup.has_leases,
             answered: BTreeMap::new(),
+            told: BTreeMap::new(),
             live: BTreeMap::new(),
             unjudged: BTreeSet::new(),
             members: Members::default(),
@@ -333,12 +336,12 @@ impl<D: Door + 'static> Desk<D> {
         self.carry_out(effects)
     }
 
-    fn ask_queue(&mut self, input: queue::Input) -> Vec<Effect> {
+    pub(super) fn ask_queue(&mut self, input: queue::Input) -> Vec<Effect> {
         self.queue.handle(self.setup.host.unix_ms(), self.setup.host.random_u64(), input)
     }
 
     /// What one effect leads to is done before the next; not by recursion: ten thousand messages may wait for a budget.
-    fn carry_out(&mut self, effects: Vec<Effect>) -> Result<(), StoreError> {
+    pub(super) fn carry_out(&mut self, effects: Vec<Effect>) -> Result<(), StoreError> {
         let mut todo = VecDeque::from(effects);
         while let Some(effect) = todo.pop_front() {
             let input = match effect {
@@ -362,10 +365,10 @@ impl<D: Door + 'static> Desk<D> {
     fn carry_out_one(&mut self, effect: Effect) -> Result<(), StoreError> {
         match effect {
             Effect::Store(row) => self.store_row(&row),
+            Effect::Tell { row, notice } => self.tell_row(row, notice.as_deref()),
             Effect::Cancel { turn, why } => self.cancel_turn(&turn, why),
             // Only of the one who leads: two who both show that they wait would lie.
             Effect::React { id, reaction } if self.is_prompter() => self.react(&id, reaction),
-            Effect::Notice { id, text } => self.notice(&id, &text),
             Effect::PauseAgent { id, reason } => self.pause(&id, &reason),
             Effect::WakeAt(at) => {
                 self.wake_at = Some(at);
@@ -375,7 +378,7 @@ impl<D: Door + 'static> Desk<D> {
         }
     }
 
-    fn store_row(&mut self, row: &Row) -> Result<(), StoreError> {
+    pub(super) fn store_row(&mut self, row: &Row) -> Result<(), StoreError> {
         self.tell_state(row);
         let state = state_of(row);
         match self.arriving.take_if(|(event, _)| event.id == row.message.id) {
@@ -400,6 +403,12 @@ impl<D: Door + 'static> Desk<D> {
         self.arriving = None;
         if let Some(event) = self.answered.remove(&id) {
             return self.tell_queue(queue::Input::AnsweredElsewhere { id, event });
+        }
+        if let Some(told) = self.told.remove(&id) {
+            self.told_elsewhere(&id, told)?;
+        }
+        if !self.queue.knows(&id) {
+            return Ok(());
         }
         self.unjudged.insert(id);
         self.judge(&id)

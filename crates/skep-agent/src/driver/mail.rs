@@ -42,6 +42,9 @@ impl<D: Door + 'static> Desk<D> {
         }
         let Some(letter) = Letter::read(&self.setup.keys, &event) else { return Ok(()) };
         if letter.pubkey == self.me {
+            if let Some(told) = queue::Told::from_event(&letter) {
+                return self.own_sealed_word(&letter, told);
+            }
             self.own_event(&letter)?;
             return self.own_letter(&letter);
         }
@@ -52,6 +55,9 @@ impl<D: Door + 'static> Desk<D> {
             Kind::DIRECT_MESSAGE | Kind::PRIVATE_MESSAGE if !self.setup.store.has_acted(&letter.id)? => {
                 let channel = format!("dm:{}", letter.pubkey);
                 let message = self.message(&event, channel, letter.pubkey, letter.expiration(&event));
+                if let Some(told) = self.told.remove(&letter.id) {
+                    self.told.insert(event.id, told);
+                }
                 self.arrive(event, relay, message)?;
                 self.setup.store.act_once(&letter.id, self.unix_now()).map(drop)
             }
@@ -76,8 +82,11 @@ impl<D: Door + 'static> Desk<D> {
         }
     }
 
-    /// What another instance published under our key: its final reply ends a message here, too.
+    /// What another instance published under our key: its final reply ends a message here, too, and so does its word.
     fn own_event(&mut self, event: &RawEvent) -> Result<(), StoreError> {
+        if let Some(told) = queue::Told::from_event(event) {
+            return self.own_word(event, told);
+        }
         let Some(Ok(claim)) = Claim::from_event(event) else { return Ok(()) };
         match trigger_of(&claim) {
             Some(id) if claim.is_final => self.answered_elsewhere(id, event.id, self.setup.has_leases),
@@ -101,7 +110,7 @@ impl<D: Door + 'static> Desk<D> {
     }
 
     /// The messages of the conversation of a copy that wait or run and in which this was said.
-    fn wraps_of(&self, said: &EventId, copy: &Letter) -> Result<Vec<EventId>, StoreError> {
+    pub(super) fn wraps_of(&self, said: &EventId, copy: &Letter) -> Result<Vec<EventId>, StoreError> {
         let Some(partner) = copy.tags.values("p").next() else { return Ok(Vec::new()) };
         let channel = format!("dm:{partner}");
         let rows = self.queue.rows().filter(|row| row.message.channel == channel);
@@ -131,7 +140,8 @@ impl<D: Door + 'static> Desk<D> {
             return self.cancel_turn(&turn, turn::Cancel::NotWanted);
         }
         self.unjudged.remove(&id);
-        self.tell_queue(queue::Input::AnsweredElsewhere { id, event })
+        self.tell_queue(queue::Input::AnsweredElsewhere { id, event })?;
+        self.answered_after_all(&id, event)
     }
 
     pub(super) fn judge(&mut self, id: &EventId) -> Result<(), StoreError> {
@@ -156,7 +166,12 @@ impl<D: Door + 'static> Desk<D> {
                 self.tell_queue(queue::Input::Refused { id, reason: reason.to_string() })?;
             }
             Verdict::AskOwner(why) => {
-                self.tell_queue(queue::Input::Refused { id, reason: why.to_string() })?;
+                let reason = why.to_string();
+                // Each instance counts by itself, and who leads is heard.
+                self.tell_queue(match self.is_prompter() {
+                    true => queue::Input::Stopped { id, reason },
+                    false => queue::Input::Refused { id, reason },
+                })?;
                 if self.is_prompter() && self.loops.may_tell(self.me, &letter.pubkey, self.unix_now()) {
                     self.tell_owner(&letter, &format!("{why}; only you can let them go on"))?;
                 }
@@ -301,7 +316,7 @@ fn trigger_of(claim: &Claim) -> Option<EventId> {
 }
 
 /// Seconds that an event may be ahead of our clock: what our own relay allows.
-const AHEAD_SECS_MAX: u64 = 900;
+pub(super) const AHEAD_SECS_MAX: u64 = 900;
 
 /// Answers of others that are kept until their messages come, or our own turn or answer is over. The id that is lowest
 /// goes first: any may.

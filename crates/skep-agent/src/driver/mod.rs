@@ -6,12 +6,13 @@
 //! the outbox. Must not: decide anything (core does), or publish what is not stored first.
 //!
 //! `desk` the loop's state and the queue's effects · `mail` what an event is · `work` turns · `lease` theirs · `post` what is published ·
-//! `earlier` what was said before · `members` who is one · `purse` its budget · `profile` what it says of itself ·
+//! `ends` how others hear that it is over · `earlier` what was said before · `members` who is one · `purse` its budget · `profile` what it says of itself ·
 //! `model` another model · `tell` what only the owner is told · `letter` a message however it came · `sealed` direct
 //! messages · `host` what the machine gives it
 
 mod desk;
 mod earlier;
+mod ends;
 mod host;
 mod lease;
 mod letter;

@@ -3,11 +3,10 @@
 
 use skep_core::audience::next_hop;
 use skep_core::door::Door;
-use skep_core::fate;
 use skep_core::frames::Observation;
 use skep_core::permit::Card;
 use skep_core::prompt::{self, Boundary, Relation, Verified};
-use skep_core::queue;
+use skep_core::queue::{self, Row};
 use skep_core::turn::TurnId;
 use skep_proto::agent::control::ControlResult;
 use skep_proto::agent::metering::TurnMetric;
@@ -16,7 +15,7 @@ use skep_proto::agent::telemetry::{Authorization, Payload, Reason, TelemetryKind
 use skep_proto::lease::{Claim, Epoch, Resource};
 use skep_proto::thread::{self, Reply};
 use skep_proto::time::Moment;
-use skep_proto::{Draft, EventId, Kind, RawEvent, seal};
+use skep_proto::{Draft, EventId, Kind, RawEvent, Timestamp, seal};
 use skep_store::StoreError;
 
 use super::desk::Desk;
@@ -105,12 +104,15 @@ impl<D: Door + 'static> Desk<D> {
 
     /// The same with a tag, for programs.
     fn under_with(&mut self, parent: &Letter, text: &str, claim: Option<Claim>, tag: &[String]) -> Vec<RawEvent> {
+        let drafts = self.drafts_under(parent, text, claim, self.unix_now());
+        let tagged = |draft: Draft| if tag.is_empty() { draft } else { draft.tag(tag) };
+        drafts.into_iter().flat_map(|draft| self.say(parent.form, &parent.said.pubkey, tagged(draft))).collect()
+    }
+
+    fn drafts_under(&self, parent: &Letter, text: &str, claim: Option<Claim>, now: Timestamp) -> Vec<Draft> {
         let hop = next_hop(thread::hop(parent), self.asker(parent).is_agent);
         let relay = self.setup.relays.first().map_or("", String::as_str);
-        let reply = Reply { parent: &parent.said, relay, now: self.unix_now(), hop, claim };
-        let tagged = |draft: Draft| if tag.is_empty() { draft } else { draft.tag(tag) };
-        let drafts = reply.drafts(text).into_iter().map(tagged).collect::<Vec<_>>();
-        drafts.into_iter().flat_map(|draft| self.say(parent.form, &parent.said.pubkey, draft)).collect()
+        Reply { parent: &parent.said, relay, now, hop, claim }.drafts(text)
     }
 
     /// Not to a direct message: a reaction is for all to see.
@@ -118,21 +120,29 @@ impl<D: Door + 'static> Desk<D> {
         if to.is_sealed() {
             return Ok(());
         }
-        let draft = Draft::new(Kind::REACTION, self.unix_now(), sign)
-            .tag(["e", &to.id.to_hex()])
-            .tag(["p", &to.pubkey.to_hex()])
-            .tag(["k", &to.kind.to_string()]);
-        let event = self.sign(draft);
+        let event = self.sign(reaction(to, Draft::new(Kind::REACTION, self.unix_now(), sign)));
         self.enqueue(&[event])
     }
 
-    /// One visible sentence under a message, with where the message stands for programs.
-    pub(super) fn notice(&mut self, id: &EventId, text: &str) -> Result<(), StoreError> {
-        let Some(message) = self.setup.store.message(id)? else { return Ok(()) };
-        let Some(letter) = self.letter(id)? else { return Ok(()) };
-        let status = [fate::STATUS_TAG.to_owned(), message.state.name];
-        let events = self.under_with(&letter, text, None, &status);
-        self.enqueue(&events)
+    /// The word on where a message stands, for our other instances and, in clear, for whoever sent it: a sentence under
+    /// it, or a sign on it. It is dated as the row says; a sentence that must be later dates the row.
+    pub(super) fn word(&mut self, row: &mut Row, notice: Option<&str>) -> Result<Vec<RawEvent>, StoreError> {
+        let Some(letter) = self.letter(&row.message.id)? else { return Ok(Vec::new()) };
+        let mut events = Vec::new();
+        if let Some(text) = notice {
+            let drafts = self.drafts_under(&letter, text, None, row.told_at);
+            row.told_at = drafts.iter().map(|draft| draft.created_at).fold(row.told_at, u64::max);
+            let tag = row.notice_tag();
+            let say = |draft: Draft| self.say(letter.form, &letter.said.pubkey, draft.tag(&tag));
+            events.extend(drafts.into_iter().flat_map(say));
+        }
+        match letter.form {
+            // Of a sentence in a wrap there is a copy for ourselves.
+            Form::Open | Form::Wrapped if notice.is_some() => {}
+            Form::Open => events.push(self.sign(reaction(&letter, row.sign()))),
+            Form::Old | Form::Wrapped => events.extend(self.word_to_self(&letter, row.sign())),
+        }
+        Ok(events)
     }
 
     /// A note to the owner about a message. It names nobody else: agents that are told would answer.
@@ -180,6 +190,19 @@ impl<D: Door + 'static> Desk<D> {
         };
         self.frames.push(Moment(self.unix_ms()), observation);
         self.send_frames();
+    }
+
+    /// The frame that asks for a permission, with the name of the question (NIP-AO).
+    pub(super) fn observe_question(&mut self, channel: &str, frame: &str, authorization: Authorization) {
+        let observation = Observation {
+            kind: TelemetryKind::AcpRead,
+            channel_id: Some(channel.to_owned()),
+            session_id: self.session_of(channel),
+            turn_id: self.turn_of(channel),
+            authorization: Some(authorization),
+            payload: Payload::raw(frame),
+        };
+        self.frames.push(Moment(self.unix_ms()), observation);
     }
 
     pub(super) fn observe_answer(&mut self, turn: &TurnId, authorization: &Authorization) {
@@ -237,4 +260,10 @@ impl<D: Door + 'static> Desk<D> {
         let event = self.sign(draft);
         self.enqueue(&[event])
     }
+}
+
+/// With the tags of a reaction to a message (NIP-25).
+fn reaction(to: &Letter, draft: Draft) -> Draft {
+    let (id, author, kind) = (to.id.to_hex(), to.pubkey.to_hex(), to.kind.to_string());
+    draft.tag(["e", &id]).tag(["p", &author]).tag(["k", &kind])
 }

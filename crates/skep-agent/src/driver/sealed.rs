@@ -16,7 +16,7 @@ use skep_store::agent::TurnRow;
 
 use super::desk::{Desk, Inner};
 use super::lease::turn_resource;
-use super::letter::Form;
+use super::letter::{Form, Letter};
 
 /// What was said in direct messages and may be reacted to: more than the questions that may wait at once.
 const SAID_MAX: usize = 256;
@@ -62,28 +62,35 @@ impl<D: Door + 'static> Desk<D> {
     /// Two wraps of one rumor: a copy for ourselves, by which other instances learn of it, and the reader's.
     fn wrap(&mut self, to: &PubKey, draft: Draft) -> Vec<RawEvent> {
         let rumor = wrap::rumor(self.attested(draft), self.me);
-        let now = self.unix_now();
-        let wrapped = [self.me, *to].map(|reader| {
-            let fresh = wrap::Fresh {
-                secret: self.random(),
-                seal_nonce: self.random(),
-                wrap_nonce: self.random(),
-                aux: self.random(),
-                seal_back: self.setup.host.random_u64(),
-                wrap_back: self.setup.host.random_u64(),
-            };
-            wrap::wrap(&self.setup.keys, &rumor, &reader, now, &fresh)
-        });
-        match wrapped {
-            [Ok(copy), Ok(event)] => {
+        match [self.me, *to].map(|reader| self.wrap_for(&rumor, &reader)) {
+            [Some(copy), Some(event)] => {
                 self.note_said(rumor.id, event.id);
                 vec![copy, event]
             }
-            [Err(error), _] | [_, Err(error)] => {
-                tracing::warn!(agent = %self.setup.name, %error, "what was to be said cannot be sealed");
-                Vec::new()
-            }
+            _ => Vec::new(),
         }
+    }
+
+    /// A word on a sealed message, for our other instances alone. It names the message as the inbox here calls it and as
+    /// it is called inside: another instance may know another wrap of it.
+    pub(super) fn word_to_self(&self, about: &Letter, draft: Draft) -> Option<RawEvent> {
+        let (partner, carrier, said) = (about.pubkey.to_hex(), about.carrier.to_hex(), about.id.to_hex());
+        let rumor = wrap::rumor(draft.tag(["p", &partner]).tag(["e", &carrier]).tag(["e", &said]), self.me);
+        self.wrap_for(&rumor, &self.me)
+    }
+
+    fn wrap_for(&self, rumor: &RawEvent, reader: &PubKey) -> Option<RawEvent> {
+        let fresh = wrap::Fresh {
+            secret: self.random(),
+            seal_nonce: self.random(),
+            wrap_nonce: self.random(),
+            aux: self.random(),
+            seal_back: self.setup.host.random_u64(),
+            wrap_back: self.setup.host.random_u64(),
+        };
+        let wrapped = wrap::wrap(&self.setup.keys, rumor, reader, self.unix_now(), &fresh);
+        let warn = |error| tracing::warn!(agent = %self.setup.name, %error, "what was to be said cannot be sealed");
+        wrapped.map_err(warn).ok()
     }
 
     fn note_said(&mut self, rumor: EventId, event: EventId) {

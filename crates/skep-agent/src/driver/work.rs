@@ -3,7 +3,7 @@
 use skep_core::backend::{AskId, BackendError, Order, Said, Session};
 use skep_core::door::Door;
 use skep_core::meter::{Measured, Observed};
-use skep_core::permit::{Nonce, Origin};
+use skep_core::permit::{self, Nonce, Origin};
 use skep_core::queue::{self, Ended};
 use skep_core::turn::{Cancel, Done, Effect, Outcome, Turn, TurnId};
 use skep_proto::lease::Epoch;
@@ -16,6 +16,7 @@ use tokio_util::task::AbortOnDropHandle;
 
 use super::desk::{Desk, Inner, Prompt, state_of};
 use super::earlier::Seen;
+use super::ends::Ends;
 use super::lease::turn_resource;
 use super::letter::{Form, Letter};
 use crate::Backend;
@@ -215,8 +216,12 @@ impl<D: Door + 'static> Desk<D> {
             is_by_owner: self.setup.audience.owner == Some(turn.trigger.pubkey),
             turn_ends_ms: turn.machine.ends_at_ms(),
         };
-        let effects =
-            self.permits.ask(self.mono_ms(), origin, ask, Nonce(faster_hex::hex_string(&self.random::<16>())));
+        let nonce = Nonce(faster_hex::hex_string(&self.random::<16>()));
+        let effects = self.permits.ask(self.mono_ms(), origin, ask, nonce.clone());
+        if let Some(frame) = &ask.frame {
+            let is_open = effects.iter().any(|effect| matches!(effect, permit::Effect::Show(_)));
+            self.observe_question(channel, frame, permit::asked(&nonce, is_open));
+        }
         self.settle_permits(effects)
     }
 
@@ -301,7 +306,7 @@ impl<D: Door + 'static> Desk<D> {
             true => Hold::Others,
             false => Hold::Nothing,
         };
-        let bill = metric.as_ref().and_then(|metric| self.bill(metric));
+        let mut others: Vec<RawEvent> = metric.as_ref().and_then(|metric| self.bill(metric)).into_iter().collect();
         let charge = self.settle(&turn.id, &how, metric.as_ref());
         let end = TurnEnd {
             charge,
@@ -312,7 +317,12 @@ impl<D: Door + 'static> Desk<D> {
             answer,
             metric: metric.and_then(|metric| metric.to_json().ok()),
         };
-        self.setup.store.end_turn(&turn.id.0, &end, (&events, hold), bill.as_slice(), &self.setup.relays)?;
+        let how = elsewhere.map_or(how, |event| Ended::Answered(Some(event)));
+        let mut effects = self.ask_queue(queue::Input::Ended { turn: turn.id.clone(), how });
+        let Ends { states, words } = self.ends_of(&mut effects)?;
+        others.extend(words);
+        let (turn_id, relays) = (&turn.id.0, &self.setup.relays);
+        self.setup.store.end_turn(turn_id, &end, (&events, hold), &others, relays, &states)?;
         self.setup.outbox.notify_one();
         if let Some(answer) = held {
             self.hold_reply(&turn.id.0, turn.trigger.carrier, turn.epoch, answer);
@@ -320,8 +330,7 @@ impl<D: Door + 'static> Desk<D> {
         if !done.is_reusable || matches!(done.outcome, Outcome::Cancelled(Cancel::SwitchModel)) {
             self.live.remove(channel);
         }
-        let how = elsewhere.map_or(how, |event| Ended::Answered(Some(event)));
-        self.tell_queue(queue::Input::Ended { turn: turn.id, how })
+        self.carry_out(effects)
     }
 
     fn measure(
@@ -364,18 +373,22 @@ impl<D: Door + 'static> Desk<D> {
         let Some(row) = super::desk::row_of(&message.state) else { return Ok(()) };
         if !said.starts_with("conflict: ") {
             tracing::warn!(agent = %self.setup.name, said, "the relay refuses a reply for good");
-            let dead = queue::Row { state: queue::State::Dead, reason: said.to_owned(), ..row };
+            let mut dead = queue::Row { state: queue::State::Dead, reason: said.to_owned(), ..row };
+            dead.date_word(self.unix_ms());
+            let words = self.word(&mut dead, None)?;
             self.tell_state(&dead);
-            return self.setup.store.take_back(id, &trigger, &state_of(&dead));
+            self.setup.store.take_back(id, &trigger, &state_of(&dead), &words, &self.setup.relays)?;
+            self.setup.outbox.notify_one();
+            return Ok(());
         }
         if let Some(event) = self.answered.remove(&trigger) {
             let (state, reason) = (queue::State::Answered { event: Some(event) }, queue::ANSWERED_ELSEWHERE.to_owned());
             let over = queue::Row { state, reason, ..row };
             self.tell_state(&over);
-            return self.setup.store.take_back(id, &trigger, &state_of(&over));
+            return self.setup.store.take_back(id, &trigger, &state_of(&over), &[], &[]);
         }
         let again = queue::Row { state: queue::State::Queued, ..row };
-        self.setup.store.take_back(id, &trigger, &state_of(&again))?;
+        self.setup.store.take_back(id, &trigger, &state_of(&again), &[], &[])?;
         self.tell_queue(queue::Input::GivenBack { row: again, reason: said.to_owned() })
     }
 

@@ -150,7 +150,7 @@ impl Chat {
         let option = |id: &str, name: &str, kind| AskOption { id: id.to_owned(), name: name.to_owned(), kind };
         let options = vec![option(ALLOW, "Allow", AskKind::AllowOnce), option(REJECT, "Reject", AskKind::RejectOnce)];
         let detail = cut(&arguments.to_string(), DETAIL_BYTES_MAX);
-        self.desk.say(Said::Ask(Ask { id: id.clone(), tool: tool.clone(), detail, options })).await;
+        self.desk.say(Said::Ask(Ask { id: id.clone(), tool: tool.clone(), detail, options, frame: None })).await;
         let answer = self.desk.answer(&id).await?;
         Some(answer.as_deref() == Some(ALLOW))
     }

@@ -7,6 +7,7 @@ mod mock_model;
 mod budget;
 mod cards;
 mod earlier;
+mod ends;
 mod leading;
 mod loops;
 mod members;
@@ -268,7 +269,9 @@ async fn a_stranger_is_refused_quietly() {
     let refused = instance.store.message(&asked.id).unwrap().unwrap();
     assert_eq!(refused.state.name, "refused");
     assert!(refused.state.detail.contains("answers its owner only"));
-    assert!(relay.accepted(Kind::NOTE).iter().all(|reply| e_tag(reply) != asked.id.to_hex()));
+    for kind in [Kind::NOTE, Kind::REACTION] {
+        assert!(relay.accepted(kind).iter().all(|reply| e_tag(reply) != asked.id.to_hex()), "{kind}");
+    }
 }
 
 /// Starts a turn that asks for a permission; gives the card.

@@ -9,7 +9,7 @@ use skep_proto::{EventId, Prefix, Refusal, wrap};
 use super::*;
 use crate::leading::until_is;
 
-fn fresh(n: u8) -> wrap::Fresh {
+pub fn fresh(n: u8) -> wrap::Fresh {
     let bytes = [n; 32];
     let back = u64::from(n) * 1_000;
     wrap::Fresh { secret: bytes, seal_nonce: bytes, wrap_nonce: bytes, aux: bytes, seal_back: back, wrap_back: back }
@@ -20,20 +20,20 @@ fn rumor(author: u8, draft: Draft) -> RawEvent {
 }
 
 /// A private message to the agent.
-fn private(author: u8, text: &str, n: u8) -> (RawEvent, RawEvent) {
+pub fn private(author: u8, text: &str, n: u8) -> (RawEvent, RawEvent) {
     let rumor = rumor(author, Draft::new(Kind::PRIVATE_MESSAGE, now(), text));
     let wrapped = wrap::wrap(&keys(author), &rumor, &pubkey(AGENT), now(), &fresh(n)).unwrap();
     (rumor, wrapped)
 }
 
-fn old(author: u8, text: &str) -> RawEvent {
+pub fn old(author: u8, text: &str) -> RawEvent {
     let sealed = seal::seal_old(&keys(author), &pubkey(AGENT), text, [5; 16]).unwrap();
     let draft = Draft::new(Kind::DIRECT_MESSAGE, now(), sealed).tag(["p", &pubkey(AGENT).to_hex()]);
     draft.sign(&keys(author), &[0; 32]).raw().clone()
 }
 
 /// What somebody can open of all wraps, in the order in which they were taken.
-fn opened(relay: &Relay, reader: u8) -> Vec<RawEvent> {
+pub fn opened(relay: &Relay, reader: u8) -> Vec<RawEvent> {
     relay.accepted(Kind::GIFT_WRAP).iter().filter_map(|event| wrap::unwrap(&keys(reader), event).ok()).collect()
 }
 

@@ -23,7 +23,7 @@ fn ask(id: &str) -> Ask {
         option("yes", AskKind::AllowOnce),
         option("no", AskKind::RejectOnce),
     ];
-    Ask { id: AskId(id.into()), tool, detail: "x".repeat(limits::PERMIT_DETAIL_BYTES_MAX + 7), options }
+    Ask { id: AskId(id.into()), tool, detail: "x".repeat(limits::PERMIT_DETAIL_BYTES_MAX + 7), options, frame: None }
 }
 
 fn origin() -> Origin {

@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 use skep_proto::lease::Epoch;
 use skep_proto::time::UnixMs;
-use skep_proto::{EventId, PubKey};
+use skep_proto::{EventId, PubKey, Timestamp};
 
 use crate::turn::TurnId;
 
@@ -90,6 +90,9 @@ pub struct Row {
     pub retry_at: Option<UnixMs>,
     /// The epoch of a turn whose end nobody saw: the next needs a newer one.
     pub fence: Option<Epoch>,
+    /// The date of the newest word about it, in seconds; 0: there was none. What is older is of before.
+    #[serde(default)]
+    pub told_at: Timestamp,
 }
 
 impl Row {
@@ -103,11 +106,17 @@ impl Row {
             is_stuck: false,
             retry_at: None,
             fence: None,
+            told_at: 0,
         }
     }
 
     pub fn place(&self) -> Place {
         (self.message.arrived_at, self.message.id)
+    }
+
+    /// A word about it is to be told: later than every one before, whatever the clock says.
+    pub fn date_word(&mut self, now: UnixMs) {
+        self.told_at = (now / 1_000).max(self.told_at.saturating_add(1));
     }
 
     pub(super) fn enter(&mut self, state: State, now: UnixMs, reason: &str) {

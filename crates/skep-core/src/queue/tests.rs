@@ -54,14 +54,19 @@ fn prompts(out: &[Effect]) -> Vec<(u8, u32)> {
 
 /// The state and reason that were stored last.
 fn stored(out: &[Effect]) -> Option<(State, String)> {
-    out.iter().rev().find_map(|effect| match effect {
-        Effect::Store(row) => Some((row.state.clone(), row.reason.clone())),
+    out.iter().rev().find_map(Effect::row).map(|row| (row.state.clone(), row.reason.clone()))
+}
+
+/// What the other instances are told: the row, and the sentence for its sender.
+fn told(out: &[Effect]) -> Option<(&Row, Option<&str>)> {
+    out.iter().find_map(|effect| match effect {
+        Effect::Tell { row, notice } => Some((row, notice.as_deref())),
         _ => None,
     })
 }
 
 fn has_notice(out: &[Effect]) -> bool {
-    out.iter().any(|effect| matches!(effect, Effect::Notice { .. }))
+    out.iter().any(|effect| matches!(effect, Effect::Tell { notice: Some(_), .. }))
 }
 
 #[test]
@@ -160,9 +165,7 @@ fn attempts_end_in_a_dead_letter_with_one_notice_and_a_retry_by_hand() {
         queue.handle(now, 0, Input::Tick);
     }
     assert_eq!(notices, 1);
-    let Some(Effect::Store(dead)) = last.iter().find(|effect| matches!(effect, Effect::Store(_))) else {
-        panic!("it is stored");
-    };
+    let dead = last.iter().find_map(Effect::row).expect("it is stored");
     assert_eq!((&dead.state, dead.attempts), (&State::Dead, limits::ATTEMPTS_MAX));
     let out = queue.handle(now, 0, Input::Retry(dead.clone()));
     assert_eq!(prompts(&out), [(1, 1)]);
@@ -230,10 +233,10 @@ fn a_turn_that_was_stolen_is_left_unanswered_and_one_that_the_owner_ended_is_ove
         send(&mut queue, 1, "a", 0);
         start(&mut queue, 1, 0);
         let out = end(&mut queue, 1, 1, Ended::Cancelled(why));
-        let Some(Effect::Store(row)) = out.iter().find(|effect| matches!(effect, Effect::Store(_))) else {
-            panic!("it is stored");
-        };
+        let row = out.iter().find_map(Effect::row).expect("it is stored");
         assert_eq!((&row.state, row.attempts, row.reason.as_str()), (&state, 0, why.as_str()));
+        assert_eq!(told(&out).is_some(), state == State::Refused, "what is over is told, once, quietly");
+        assert!(!has_notice(&out));
     }
 }
 
@@ -416,7 +419,7 @@ impl Shell {
     fn carry_out(&mut self, out: Vec<Effect>) -> Result<(), TestCaseError> {
         for effect in out {
             match effect {
-                Effect::Store(row) => {
+                Effect::Store(row) | Effect::Tell { row, .. } => {
                     let before = self.rows.insert(row.message.id, row);
                     let was_final = before.is_some_and(|before| before.state.is_final());
                     prop_assert!(!was_final, "what has ended does not begin again by itself");

@@ -5,6 +5,7 @@ use skep_proto::time::UnixMs;
 use skep_proto::{EventId, limits};
 
 use super::row::{Message, Row};
+use super::told::Told;
 use crate::backend::BackendError;
 use crate::turn::{Cancel, TurnId};
 
@@ -50,8 +51,13 @@ pub enum Input {
     Arrived(Message),
     /// Its sender may prompt.
     Admitted(EventId),
-    /// Its sender may not, or its owner called it off while it waited.
+    /// Its sender may not. Every instance says so by itself, and strangers are told nothing.
     Refused {
+        id: EventId,
+        reason: String,
+    },
+    /// Two agents have talked enough, by what this instance counted: the others are told.
+    Stopped {
         id: EventId,
         reason: String,
     },
@@ -81,6 +87,11 @@ pub enum Input {
     AnsweredElsewhere {
         id: EventId,
         event: EventId,
+    },
+    /// Another instance told that the message is over without an answer, or is tried again. `row`: as it is stored.
+    ToldElsewhere {
+        row: Row,
+        told: Told,
     },
     /// The relay does not take the reply to it: another answered, or holds the turn now. That was an attempt.
     GivenBack {
@@ -124,6 +135,13 @@ pub enum Ended {
 pub enum Effect {
     /// Store the row before anything that follows.
     Store(Row),
+    /// Store the row, and with it, in one step, the word that tells the other instances where it stands now, dated
+    /// [`Row::told_at`]: a crash between the two would lose one of them.
+    Tell {
+        row: Row,
+        /// One visible sentence for the sender; `None`: a sign is enough.
+        notice: Option<String>,
+    },
     /// Reserve the budget, take the turn's lease, write the journal, prompt; then say `Started` or `NotStarted`.
     Prompt {
         message: Message,
@@ -145,17 +163,22 @@ pub enum Effect {
         id: EventId,
         reaction: Reaction,
     },
-    /// One visible sentence for the sender.
-    Notice {
-        id: EventId,
-        text: String,
-    },
     /// New turns stopped with this message, and a person is needed.
     PauseAgent {
         id: EventId,
         reason: String,
     },
     WakeAt(UnixMs),
+}
+
+impl Effect {
+    /// What is to be stored.
+    pub fn row(&self) -> Option<&Row> {
+        match self {
+            Self::Store(row) | Self::Tell { row, .. } => Some(row),
+            _ => None,
+        }
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

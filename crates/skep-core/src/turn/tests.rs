@@ -29,7 +29,7 @@ fn ask(id: &str) -> Ask {
         status: ToolStatus::Pending,
         paths: Vec::new(),
     };
-    Ask { id: AskId(id.into()), tool, detail: String::new(), options: Vec::new() }
+    Ask { id: AskId(id.into()), tool, detail: String::new(), options: Vec::new(), frame: None }
 }
 
 fn tells(out: &[Effect]) -> Vec<Order> {
@@ -148,6 +148,17 @@ fn each_question_is_answered_exactly_once_also_by_the_end() {
     assert_eq!(tells(&turn.cancel(3, Cancel::Owner)), [answer("b", None), Order::Cancel]);
     assert_eq!(turn.answer(4, AskId("b".into()), Some("yes".into())), []);
     assert_eq!(tells(&turn.handle_said(4, Said::Ask(ask("c")))), [answer("c", None)], "too late to be permitted");
+}
+
+#[test]
+fn the_frame_of_a_question_is_shown_once_with_its_question_or_else_as_it_is() {
+    let mut turn = turn();
+    let with_frame = |id: &str| Ask { frame: Some("{}".into()), ..ask(id) };
+    let shown = || Effect::Observe { kind: TelemetryKind::AcpRead, payload: Payload::raw("{}") };
+    assert_eq!(turn.handle_said(1, Said::Ask(with_frame("a"))), [Effect::Ask(with_frame("a"))]);
+    assert_eq!(turn.handle_said(1, Said::Ask(with_frame("a"))), [shown()], "the same question");
+    turn.cancel(2, Cancel::Owner);
+    assert_eq!(turn.handle_said(3, Said::Ask(with_frame("b")))[0], shown(), "nobody will be asked");
 }
 
 #[test]

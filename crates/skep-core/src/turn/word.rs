@@ -83,7 +83,8 @@ pub enum Effect {
     Terminate,
     /// End it (SIGKILL).
     Kill,
-    /// To [`crate::permit`]; its answer comes back through [`Turn::answer`].
+    /// To [`crate::permit`], and its frame with the question's name to those who watch; the answer comes back through
+    /// [`Turn::answer`].
     Ask(Ask),
     /// For those who watch.
     Observe {

@@ -52,8 +52,7 @@ async fn tell(member: &Member, contact: &Contact, act: &Act) -> Said {
         Act::Pause(reason) => pause(member, contact, reason).await,
         Act::Resume => command(contact, Command::Resume).await,
         Act::Cancel(channel) => command(contact, Command::Cancel { channel: channel.clone() }).await,
-        Act::Retry(Some(message)) => command(contact, Command::Retry(*message)).await,
-        Act::Retry(None) => retry_dead(contact).await,
+        Act::Retry(message) => retry(member, contact, *message).await,
         Act::Claim { is_steal } => claim(member, contact, *is_steal).await,
     }
 }
@@ -81,7 +80,21 @@ async fn command(contact: &Contact, command: Command) -> Said {
     contact.command(command).await.unwrap_or_else(|error| Err(error.to_string()))
 }
 
-async fn retry_dead(contact: &Contact) -> Said {
+/// A retry is told to every instance of the agent, by an event of its own: whoever leads does it.
+async fn retry(member: &Member, contact: &Contact, message: Option<EventId>) -> Said {
+    let said = match message {
+        Some(message) => Some(command(contact, Command::Retry(message)).await?),
+        None => retry_dead(contact).await?,
+    };
+    Ok(match (said, leader_elsewhere(member, contact)) {
+        (None, _) => "no message is dead".into(),
+        (Some(said), None) => said,
+        (Some(said), Some(leader)) => format!("{said}, by {leader}: that one leads, and is told through the relay"),
+    })
+}
+
+/// `None`: there is none.
+async fn retry_dead(contact: &Contact) -> Result<Option<String>, String> {
     let store = contact.store().clone();
     let read = tokio::task::spawn_blocking(move || store.messages_in(State::Dead.as_str(), RETRIES_MAX));
     let dead = match read.await {
@@ -93,11 +106,11 @@ async fn retry_dead(contact: &Contact) -> Said {
     for message in dead.iter().rev() {
         command(contact, Command::Retry(message.event.id)).await?;
     }
-    match dead.len() {
-        0 => Ok("no message is dead".into()),
-        1 => Ok("1 dead message will be tried again".into()),
-        n => Ok(format!("{n} dead messages will be tried again")),
-    }
+    Ok(match dead.len() {
+        0 => None,
+        1 => Some("1 dead message will be tried again".into()),
+        n => Some(format!("{n} dead messages will be tried again")),
+    })
 }
 
 async fn claim(member: &Member, contact: &Contact, is_steal: bool) -> Said {

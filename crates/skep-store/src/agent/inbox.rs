@@ -1,9 +1,10 @@
 //! What an agent was sent, each message once, with its state.
 
 use rusqlite::{OptionalExtension, Row, Transaction, params};
-use skep_proto::{EventId, PubKey, RawEvent, Timestamp};
+use skep_proto::{EventId, RawEvent, Timestamp};
 
 use super::AgentStore;
+use super::outbox::put;
 use crate::StoreError;
 
 /// A message as stored.
@@ -91,6 +92,20 @@ impl AgentStore {
         self.write(|txn| set_state(txn, id, state))
     }
 
+    /// Where a message stands now, with what is to be published about that: both or neither.
+    pub fn set_state_and_tell(
+        &self,
+        id: &EventId,
+        state: &MessageState,
+        events: &[RawEvent],
+        relays: &[String],
+    ) -> Result<(), StoreError> {
+        self.write(|txn| {
+            set_state(txn, id, state)?;
+            events.iter().try_for_each(|event| put(txn, event, relays, state.at))
+        })
+    }
+
     pub fn message(&self, id: &EventId) -> Result<Option<Message>, StoreError> {
         let select = format!("SELECT {COLUMNS} FROM inbox WHERE id = ?");
         let found = self.read(|db| db.prepare_cached(&select)?.query_row(params![id.0], message).optional())?;
@@ -173,12 +188,6 @@ impl AgentStore {
             let rows = select.query_map([], |row| Ok((row.get(0)?, row.get(1)?)))?;
             rows.collect()
         })
-    }
-
-    /// Messages from one author that were prompted since, for the loop breaker.
-    pub fn turns_with(&self, author: &PubKey, since: Timestamp) -> Result<u64, StoreError> {
-        let select = "SELECT count(*) FROM turns WHERE author = ? AND started_at >= ?";
-        self.read(|db| db.prepare_cached(select)?.query_row(params![author.0, since], |row| row.get(0)))
     }
 
     /// A named fact of this agent (paused since when and why, the next control number, …).

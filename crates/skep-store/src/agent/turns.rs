@@ -103,7 +103,8 @@ impl AgentStore {
         })
     }
 
-    /// Ends a turn: its outcome, its reply and what else is to be published, all or nothing.
+    /// Ends a turn: its outcome, its reply, what else is to be published, and where its messages stand then, all or
+    /// nothing.
     pub fn end_turn(
         &self,
         turn: &str,
@@ -111,6 +112,7 @@ impl AgentStore {
         (reply, hold): (&[RawEvent], Hold),
         events: &[RawEvent],
         relays: &[String],
+        states: &[(EventId, MessageState)],
     ) -> Result<(), StoreError> {
         self.write(|txn| {
             let update = "UPDATE turns SET ended_at = ?, outcome = ?, reason = ?, reply = ?, answer = ?, metric = ?,
@@ -119,7 +121,8 @@ impl AgentStore {
             let values = params![end.at, end.outcome, end.reason, end.reply, answer, end.metric, end.charge, turn];
             txn.prepare_cached(update)?.execute(values)?;
             reply.iter().try_for_each(|event| put_as(txn, event, relays, end.at, Some((turn, hold))))?;
-            events.iter().try_for_each(|event| put(txn, event, relays, end.at))
+            events.iter().try_for_each(|event| put(txn, event, relays, end.at))?;
+            states.iter().try_for_each(|(message, state)| set_state(txn, message, state).map(drop))
         })
     }
 
@@ -142,15 +145,23 @@ impl AgentStore {
     }
 
     /// A reply that its relay does not take is no answer: what is held of it is not sent, and its message stands where
-    /// `state` says.
-    pub fn take_back(&self, answer: &EventId, message: &EventId, state: &MessageState) -> Result<(), StoreError> {
+    /// `state` says, with what is to be published about that.
+    pub fn take_back(
+        &self,
+        answer: &EventId,
+        message: &EventId,
+        state: &MessageState,
+        events: &[RawEvent],
+        relays: &[String],
+    ) -> Result<(), StoreError> {
         let update = "UPDATE turns SET answer = NULL, outcome = 'fenced' WHERE answer = ? RETURNING turn";
         self.write(|txn| {
             let turn = |row: &Row<'_>| row.get::<_, String>(0);
             if let Some(turn) = txn.prepare_cached(update)?.query_row(params![answer.0], turn).optional()? {
                 drop_held(txn, &turn)?;
             }
-            set_state(txn, message, state).map(drop)
+            set_state(txn, message, state)?;
+            events.iter().try_for_each(|event| put(txn, event, relays, state.at))
         })
     }
 
@@ -178,13 +189,13 @@ impl AgentStore {
         })
     }
 
-    /// Turns that began and did not end: this process or another died in them, or they run now.
-    pub fn unfinished_turns(&self) -> Result<Vec<TurnRow>, StoreError> {
-        self.turns("WHERE ended_at IS NULL ORDER BY n", u32::MAX)
-    }
-
     pub fn newest_turns(&self, most: u32) -> Result<Vec<TurnRow>, StoreError> {
-        self.turns("ORDER BY n DESC", most)
+        let select = format!("SELECT {COLUMNS} FROM turns ORDER BY n DESC LIMIT ?");
+        self.read(|db| {
+            let mut select = db.prepare_cached(&select)?;
+            let rows = select.query_map(params![most], turn)?;
+            rows.collect()
+        })
     }
 
     /// When the newest turn of a channel began.
@@ -199,15 +210,6 @@ impl AgentStore {
         self.read(|db| {
             let mut select = db.prepare_cached(&select)?;
             let rows = select.query_map(params![since], turn)?;
-            rows.collect()
-        })
-    }
-
-    fn turns(&self, which: &str, most: u32) -> Result<Vec<TurnRow>, StoreError> {
-        let select = format!("SELECT {COLUMNS} FROM turns {which} LIMIT ?");
-        self.read(|db| {
-            let mut select = db.prepare_cached(&select)?;
-            let rows = select.query_map(params![most], turn)?;
             rows.collect()
         })
     }

@@ -314,7 +314,7 @@ pub fn url(upstream: &Upstream) -> String {
 }
 
 /// The binary under test, as instance `n` calls it.
-fn skep(hive: &Hive, n: usize) -> Command {
+pub fn skep(hive: &Hive, n: usize) -> Command {
     let binary = std::env::var_os("SKEP_BIN").unwrap_or_else(|| env!("CARGO_BIN_EXE_skep").into());
     let mut command = Command::new(binary);
     command

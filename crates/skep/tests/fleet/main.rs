@@ -6,6 +6,7 @@
 //! `kills` kills. A run prints its seed and the command that repeats it.
 
 mod chaos;
+mod ends;
 mod hive;
 mod kills;
 mod model;

@@ -223,3 +223,51 @@ async fn only_a_turn_that_the_owner_began_may_raise_a_card() {
     assert_eq!(hive.run(&["approve"]).succeeds().stdout, "nothing is open\n");
     assert!(!hive.workdir("scout").join("theirs.txt").exists());
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_frame_that_asks_names_the_question_and_says_whether_it_can_be_answered() {
+    let mut hive = Hive::new(&[demo("scout"), format!("{}policy = \"reject\"\n", demo("critic"))]);
+    hive.run_agents("home");
+    let filter = Filter {
+        kinds: Some(vec![Kind::AGENT_FRAME]),
+        tags: vec![(b'p', vec![pubkey("owner").to_hex()])],
+        since: Some(unix_now() - 200),
+        ..Filter::new()
+    };
+    let mut feed = Feed::open(&hive.url(), options(), vec![filter]).await.unwrap();
+    hive.mention("owner", "scout", "write asked.txt").await;
+    hive.mention("owner", "critic", "write refused.txt").await;
+    let nonce = hive.cards(1).remove(0)["nonce"].as_str().unwrap().to_owned();
+    hive.run(&["deny", &nonce]).succeeds();
+
+    let mut watch = Watch::default();
+    let (mut asked, mut ended) = (Vec::new(), Vec::new());
+    while asked.len() < 2 || ended.len() < 2 {
+        let heard = tokio::time::timeout(crate::hive::PATIENCE, feed.next()).await.expect("frames").unwrap();
+        let events = match heard {
+            Heard::Stored(events) => events,
+            Heard::Event(event) => vec![*event],
+            Heard::Lost { .. } | Heard::Refused(_) => continue,
+        };
+        let frames =
+            events.iter().filter_map(|event| Some((event.pubkey, open_frame(&keys("owner"), event)?))).collect();
+        for seen in watch.take_all(frames) {
+            let Seen::Item(item) = seen else { continue };
+            let is_request = item.telemetry.payload.as_str().contains("session/request_permission");
+            let named = item.telemetry.authorization.clone();
+            assert!(is_request || named.is_none() || matches!(item.shown, Shown::Permission(_)), "{item:?}");
+            match (&item.shown, named) {
+                (Shown::Asks(_), named) => asked.push((item.agent, named.expect("the name of its question"))),
+                (Shown::Permission(_), Some(named)) => ended.push((item.agent, named)),
+                _ => assert!(!is_request, "shown once: {item:?}"),
+            }
+        }
+    }
+    for (agent, question) in &asked {
+        assert_eq!((question.actionable, &question.reason), (*agent == pubkey("scout"), &None));
+        let end = ended.iter().find(|(of, _)| of == agent).expect("its end");
+        assert_eq!(end.1.request_nonce, question.request_nonce, "one name for the question and its end");
+    }
+    let of_scout = asked.iter().find(|(agent, _)| *agent == pubkey("scout")).unwrap();
+    assert_eq!(of_scout.1.request_nonce, nonce, "that of the card");
+}
