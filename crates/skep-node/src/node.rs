@@ -232,7 +232,7 @@ fn start_agent(
     let start = || -> Result<(Facts, Instance), String> {
         let keys = keys.map_err(|error| with_hint(&error, error.hint()))?;
         let plan = agent.plan(leader, keys, home.path(), std::env::vars()).map_err(|error| error.of_agent())?;
-        let facts = Facts::of_plan(agent, &plan);
+        let facts = Facts::of_plan(agent, &plan, home.path());
         let instance = Instance::start(plan).map_err(|error| error.to_string())?;
         Ok((facts, instance))
     };
@@ -244,7 +244,7 @@ fn start_agent(
         Err(why) => {
             // Whoever asks for the status is told.
             tracing::info!(agent = %agent.name, why, "the agent is not started");
-            fleet.put(Facts::of_settings(agent, pubkey), Err(why.clone()));
+            fleet.put(Facts::of_settings(agent, pubkey, home.path()), Err(why.clone()));
             Err(why)
         }
     }

@@ -165,7 +165,8 @@ pub const CONTROL_REQUEST_BYTES_MAX: usize = 16 * KIB;
 pub const CONTROL_MESSAGES_MAX: u32 = 500;
 pub const CONTROL_ANSWER_BYTES_MAX: usize = 1024 * KIB;
 
-/// Bytes of a reason in what is asked or answered there.
+/// Bytes of a reason in what is asked or answered there, and in an owner's word: escaped twice it is 4 times as long, and
+/// an event around it fits in a request.
 pub const CONTROL_REASON_BYTES_MAX: usize = 512;
 
 /// Seconds of silence after which such a connection is closed, and that one agent may take to do what was asked: a

@@ -6,7 +6,7 @@
 //! the outbox. Must not: decide anything (core does), or publish what is not stored first.
 //!
 //! `desk` the loop's state and the queue's effects · `mail` what an event is · `work` turns · `lease` theirs · `post` what is published ·
-//! `earlier` what was said before · `members` who is one · `purse` its budget · `profile` what it says of itself ·
+//! `pause` why none begins · `earlier` what was said before · `members` who is one · `purse` its budget · `profile` what it says of itself ·
 //! `model` another model · `tell` what only the owner is told · `letter` a message however it came · `sealed` direct
 //! messages · `host` what the machine gives it
 
@@ -18,6 +18,7 @@ mod letter;
 mod mail;
 mod members;
 mod model;
+mod pause;
 mod post;
 mod profile;
 mod purse;
@@ -39,7 +40,7 @@ use skep_store::agent::Delivery;
 use skep_store::{AgentStore, StoreError};
 use tokio::sync::{Notify, mpsc, oneshot};
 
-pub use desk::PAUSED;
+pub use pause::{note_here, note_word, pauses};
 
 use crate::Spec;
 
@@ -73,6 +74,8 @@ pub struct Setup {
     pub relays: Vec<String>,
     /// Whether the home relay grants leases.
     pub has_leases: bool,
+    /// Whether the owner's word is heard already. If not, and with leases, no turn begins before [`Input::HearsOwner`].
+    pub hears_owner: bool,
     pub store: Arc<AgentStore>,
     pub host: Arc<dyn Host>,
     pub lead: Arc<dyn Lead>,
@@ -96,6 +99,8 @@ pub enum Input {
     Flushed(oneshot::Sender<()>),
     /// What the relays had when this instance began was handed over, as far as they could be reached.
     CaughtUp,
+    /// Whether the home relay's subscription stands, all that the owner said before it handed over.
+    HearsOwner(bool),
     /// Something that a person asked for; the answer is one line for them.
     Command(Command, oneshot::Sender<Result<String, String>>),
 }
@@ -103,8 +108,12 @@ pub enum Input {
 /// What a person may ask of a running instance.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Command {
+    /// In this home only.
     Pause(String),
+    /// Lifts what was paused in this home, or by the provider.
     Resume,
+    /// A verified event: the owner's word to begin no turns, or to go on.
+    Heed(Box<RawEvent>),
     Retry(EventId),
     /// The turn of one channel, or every turn.
     Cancel {

@@ -11,6 +11,7 @@ mod leading;
 mod loops;
 mod members;
 mod model;
+mod pause;
 mod profile;
 mod provider;
 mod relay;
@@ -74,6 +75,7 @@ fn setup(dir: &std::path::Path, instance: &str, backend: Backend) -> Setup {
         prices: None,
         relays: vec![HOME.into()],
         has_leases: true,
+        hears_owner: true,
         store: Arc::new(AgentStore::open(&dir.join(format!("{instance}.db"))).unwrap()),
         host: Arc::new(Machine::default()),
         lead: Arc::new(Always),

@@ -102,6 +102,9 @@ impl Generation {
         let handles = Handles { inputs: inputs.downgrade(), lead, door: door.connection(), links: connections };
         let claims = Arc::new(Notify::new());
         links.spawn(claim(Arc::clone(&claims), handles.lead.clone(), stop_links.clone()));
+        if let Some((_, home)) = handles.links.first().filter(|_| has_leases) {
+            links.spawn(tell_hearing(home.clone(), inputs.downgrade(), stop_links.clone()));
+        }
         links.spawn(tell_caught_up(handles.links.clone(), inputs.downgrade(), stop_links.clone()));
         let setup = setup(plan, has_leases, store, instance, posted, claims, handles.lead.clone());
         let driver = tokio::spawn(drive(setup, Arc::new(door), outputs));
@@ -180,6 +183,7 @@ fn start_links(
         let feed = Feed {
             url: relay.clone(),
             agent: plan.credentials.keys.pubkey(),
+            owner: plan.audience.owner,
             credentials: plan.credentials.clone(),
             store: Arc::clone(store),
             inputs: inputs.clone(),
@@ -265,6 +269,29 @@ async fn tell_caught_up(
     stop.run_until_cancelled(tell).await;
 }
 
+/// Tells the driver whether what the owner says is heard. While the link to the home relay is not up, no turn begins: a
+/// lease may be had all the same, and what the owner said meanwhile is not known. A relay that serves no subscription is
+/// not waited for.
+async fn tell_hearing(mut home: watch::Receiver<Connection>, inputs: mpsc::WeakSender<Input>, stop: CancellationToken) {
+    let tell = async {
+        let mut told = false;
+        loop {
+            let hears = !matches!(*home.borrow_and_update(), Connection::Connecting | Connection::Waits { .. });
+            if hears != told {
+                let Some(inputs) = inputs.upgrade() else { return };
+                if inputs.send(Input::HearsOwner(hears)).await.is_err() {
+                    return;
+                }
+                told = hears;
+            }
+            if home.changed().await.is_err() {
+                return;
+            }
+        }
+    };
+    stop.run_until_cancelled(tell).await;
+}
+
 /// Takes the lead when the owner says so in a control frame.
 async fn claim(claims: Arc<Notify>, lead: Lead, stop: CancellationToken) {
     while stop.run_until_cancelled(claims.notified()).await.is_some() {
@@ -297,6 +324,7 @@ fn setup(
         prices: plan.prices.clone(),
         relays: plan.relays.clone(),
         has_leases,
+        hears_owner: false,
         store: Arc::clone(store),
         host: Arc::new(Machine::default()),
         lead: Arc::new(lead),

@@ -5,6 +5,7 @@
 mod ask;
 mod hive;
 mod metering;
+mod pause;
 mod permissions;
 
 #[path = "../../../skep-agent/tests/mock_model/mod.rs"]
