@@ -77,7 +77,7 @@ impl<D: Door + 'static> Desk<D> {
         let id = prompt.message.id;
         if !self.queue.is_starting(&id) {
             // It was answered while the relay was asked.
-            self.budget.cancel(&prompt.turn);
+            self.give_back(&prompt.turn);
             return Ok(());
         }
         let wait = |reason: String, until| NotStarted::Wait { reason, until };
@@ -103,7 +103,7 @@ impl<D: Door + 'static> Desk<D> {
                 None => wait("another instance leads".into(), soon),
             },
         };
-        self.budget.cancel(&prompt.turn);
+        self.give_back(&prompt.turn);
         self.tell_queue(queue::Input::NotStarted { id, why })
     }
 

@@ -44,7 +44,7 @@ pub use pause::{note_here, note_word, pauses};
 
 use crate::Spec;
 
-pub use host::{Host, Lead, Library};
+pub use host::{Host, Lead, Library, Purse, Refused};
 
 /// Inputs that wait for the loop. Whoever feeds it waits when there are more: links stop reading their sockets.
 pub const INPUTS_MAX: usize = 256;
@@ -68,6 +68,8 @@ pub struct Setup {
     /// The backend of a channel is started from this.
     pub spec: Spec,
     pub budget: skep_core::budget::Limits,
+    /// The budget of the fleet and of each task, where one is set.
+    pub purse: Option<Arc<dyn Purse>>,
     /// What tokens cost where the backend does not say.
     pub prices: Option<PriceTable>,
     /// Where replies go; the first is the home relay, which grants leases.

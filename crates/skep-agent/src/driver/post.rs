@@ -65,7 +65,7 @@ impl<D: Door + 'static> Desk<D> {
         Ok(format!("{}\n{}", prompt.system.trim_start(), prompt.user))
     }
 
-    fn relation(&self, event: &RawEvent) -> Relation {
+    pub(super) fn relation(&self, event: &RawEvent) -> Relation {
         let asker = self.asker(event);
         if asker.key == self.me {
             Relation::Own
@@ -107,7 +107,8 @@ impl<D: Door + 'static> Desk<D> {
     fn under_with(&mut self, parent: &Letter, text: &str, claim: Option<Claim>, tag: &[String]) -> Vec<RawEvent> {
         let hop = next_hop(thread::hop(parent), self.asker(parent).is_agent);
         let relay = self.setup.relays.first().map_or("", String::as_str);
-        let reply = Reply { parent: &parent.said, relay, now: self.unix_now(), hop, claim };
+        let task = self.task_of(parent);
+        let reply = Reply { parent: &parent.said, relay, now: self.unix_now(), hop, task: task.as_deref(), claim };
         let tagged = |draft: Draft| if tag.is_empty() { draft } else { draft.tag(tag) };
         let drafts = reply.drafts(text).into_iter().map(tagged).collect::<Vec<_>>();
         drafts.into_iter().flat_map(|draft| self.say(parent.form, &parent.said.pubkey, draft)).collect()

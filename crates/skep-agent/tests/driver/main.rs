@@ -72,6 +72,7 @@ fn setup(dir: &std::path::Path, instance: &str, backend: Backend) -> Setup {
         system: "You are worker.".into(),
         spec: Spec::new(backend, dir, env),
         budget: Default::default(),
+        purse: None,
         prices: None,
         relays: vec![HOME.into()],
         has_leases: true,

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use skep_agent::driver::{INPUTS_MAX, Input, Setup};
+use skep_agent::driver::{INPUTS_MAX, Input, Purse, Setup};
 use skep_core::leader::RelayLease;
 use skep_proto::limits;
 use skep_store::agent::Kept;
@@ -19,6 +19,7 @@ use super::library::Library;
 use super::link::{self, Feed};
 use super::locks::Locks;
 use super::outbox::{self, Post};
+use super::purse::HomePurse;
 use super::reconnect::Connection;
 use super::{Plan, instance::StartError};
 use crate::clock::{Machine, unix_now};
@@ -299,6 +300,11 @@ async fn claim(claims: Arc<Notify>, lead: Lead, stop: CancellationToken) {
     }
 }
 
+/// Where nothing common is limited there is no ledger, and no cost.
+fn purse(plan: &Plan) -> Option<Arc<dyn Purse>> {
+    plan.shared.is_set().then(|| Arc::new(HomePurse::new(plan.ledger.clone(), plan.shared)) as Arc<dyn Purse>)
+}
+
 fn setup(
     plan: &Plan,
     has_leases: bool,
@@ -321,6 +327,7 @@ fn setup(
         system: plan.system.clone(),
         spec: plan.spec.clone(),
         budget: plan.budget,
+        purse: purse(plan),
         prices: plan.prices.clone(),
         relays: plan.relays.clone(),
         has_leases,

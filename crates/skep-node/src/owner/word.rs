@@ -89,3 +89,25 @@ async fn publish(found: &mut Found, event: &RawEvent) -> Result<String, Unheard>
     let verdict = client.publish(event).await.map_err(|error| unreachable(&error))?;
     if verdict.accepted { Ok(verdict.message) } else { Err(Unheard::Refused(verdict.message)) }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const NOW: Timestamp = 1_700_000_000;
+
+    async fn say(known: Timestamp) -> Result<Timestamp, Ahead> {
+        let (keys, said) = (Keys::generate().expect("randomness"), Pause { paused: true, reason: String::new() });
+        let spoken = speak(&keys, &Options::default(), &[], &[(Reach::Fleet, known)], &said, NOW).await?;
+        Ok(spoken[0].event.created_at)
+    }
+
+    #[tokio::test]
+    async fn a_word_is_newer_than_the_one_before_whatever_the_clock_says_and_never_too_far_ahead() {
+        assert_eq!(say(0).await, Ok(NOW));
+        assert_eq!(say(NOW).await, Ok(NOW + 1));
+        assert_eq!(say(NOW + 899).await, Ok(NOW + 900));
+        assert_eq!(say(NOW + 900).await, Err(Ahead { secs: 900 }));
+        assert_eq!(say(u64::MAX).await, Err(Ahead { secs: u64::MAX - NOW }));
+    }
+}

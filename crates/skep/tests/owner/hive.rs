@@ -193,6 +193,13 @@ impl Hive {
         self.agents.push(child);
     }
 
+    /// Runs one of them, in a process of its own.
+    pub fn run_agent(&mut self, home: &str, name: &str) {
+        let mut child = self.command_at(home, &["agent", "run", name]).stderr(self.log()).spawn().unwrap();
+        wait_for_line(&mut child, "running");
+        self.agents.push(child);
+    }
+
     /// SIGTERM to all of them, and waits.
     pub fn stop_agents(&mut self) {
         for mut agent in self.agents.drain(..) {

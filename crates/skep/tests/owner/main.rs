@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "a test")]
 
 mod ask;
+mod budget;
 mod hive;
 mod metering;
 mod pause;

@@ -185,7 +185,7 @@ async fn a_node_without_its_relay_obeys_over_its_socket_and_passes_the_word_on()
 }
 
 #[tokio::test]
-async fn a_word_that_no_relay_has_is_an_error_and_so_is_one_from_a_wrong_clock() {
+async fn a_word_that_no_relay_has_is_an_error_and_one_that_is_dated_ahead_is_replaced() {
     let hive = Hive::new(&[]);
     let nowhere = hive.run(&["pause", "--relay", "ws://127.0.0.1:9"]);
     nowhere.fails(4, "ws://127.0.0.1:9", "did not hear it");
