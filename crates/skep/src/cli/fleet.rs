@@ -34,7 +34,7 @@ pub struct PauseArgs {
     #[arg(value_name = "NAME", value_parser = without_at)]
     pub names: Vec<String>,
     /// Why, for whoever looks later. Whoever reads the relay can read it.
-    #[arg(long, value_name = "TEXT", default_value = "", value_parser = reason)]
+    #[arg(long, value_name = "TEXT", default_value = "", hide_default_value = true, value_parser = reason)]
     pub reason: String,
     /// Only in this home: agents elsewhere hear nothing of it.
     #[arg(long)]

@@ -93,7 +93,13 @@ impl Place {
                 }
             }
         }
-        let meant = self.agents.iter().filter(|agent| names.is_empty() || names.contains(&agent.name));
+        let is_named = |agent: &&AgentSettings| {
+            // By its name or by its key.
+            let key = Keyring::of(&self.home).pubkey(agent.key_name()).ok();
+            let by_key = |word: &Spoken| key.is_some_and(|key| word.reach == Reach::Agent(key));
+            names.is_empty() || names.contains(&agent.name) || spoken.iter().any(by_key)
+        };
+        let meant = self.agents.iter().filter(is_named);
         meant.map(|agent| self.tell(agent, spoken, &told, said)).collect()
     }
 

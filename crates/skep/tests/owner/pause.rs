@@ -174,7 +174,8 @@ async fn a_node_without_its_relay_obeys_over_its_socket_and_passes_the_word_on()
     assert!(here.stdout.contains("scout: paused"), "{}", here.stdout);
     let resumed = hive.run(&["resume", "--here"]).succeeds();
     assert!(resumed.stdout.contains("still paused by its owner since"), "{}", resumed.stdout);
-    hive.run(&["agent", "resume", "scout"]).succeeds();
+    let named = hive.run(&["agent", "resume", &pubkey("scout").to_hex()]).succeeds();
+    assert!(named.stdout.contains("scout: resumed"), "{}", named.stdout);
     hive.run(&["ask", "@scout", "and now?"]).succeeds();
     // A home that knows no owner's key says that it speaks for itself only.
     fs::remove_file(hive.path("home/keys/owner.key")).unwrap();
