@@ -74,10 +74,10 @@ async fn what_the_owner_says_once_holds_on_every_machine_until_they_lift_it() {
     // A turn that runs is left to end.
     let slow = hive.mention("owner", "scout", "slow").await;
     eventually("the turn", || (runs(&hive, &homes) == 2).then_some(()));
-    hive.run_at("phone", &["pause", "--reason", "a holiday", "--relay", &url]).succeeds();
     let said = Instant::now();
+    hive.run_at("phone", &["pause", "--reason", "a holiday", "--relay", &url]).succeeds();
     eventually("both obey", || homes[..2].iter().all(|home| knows(&hive, home, true)).then_some(()));
-    println!("from the relay's OK to the word in the records of two machines: {:?} at most", said.elapsed());
+    println!("from the start of skep pause to the word in the records of two machines: {:?}", said.elapsed());
     until_answered(&hive, &slow.id).await;
     let waits = hive.mention("owner", "scout", "and now").await;
     eventually("it arrives", || homes[..2].iter().all(|home| has(&hive, home, &waits.id)).then_some(()));
