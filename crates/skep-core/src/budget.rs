@@ -8,17 +8,19 @@
 //! A day is a UTC day; an hour is the last 3,600 s.
 
 mod account;
+mod shared;
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 use skep_proto::time::Moment;
-use skep_proto::{PubKey, Timestamp};
+use skep_proto::{PubKey, Timestamp, limits};
 
 pub use account::{Amount, Charge};
+pub use shared::{Entry, Shared};
 
 use crate::turn::TurnId;
-use account::Account;
+use account::{Account, DAY_SECS, Short};
 
 /// Millionths of a US dollar: sums of them are exact.
 pub type MicroUsd = u64;
@@ -42,6 +44,17 @@ pub enum Scope {
     Fleet,
 }
 
+impl Scope {
+    /// As it stands behind a limit's name.
+    fn of(&self) -> String {
+        match self {
+            Self::Agent(_) => String::new(),
+            Self::Task(task) => format!(" of task {task}"),
+            Self::Fleet => " of the fleet".to_owned(),
+        }
+    }
+}
+
 /// Which limit was reached.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Limit {
@@ -63,12 +76,18 @@ impl Limit {
 
 /// Why a turn may not begin now.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("budget: {} is used up until {}", .limit.as_str(), Moment::from_secs(*.until))]
+#[error("budget: {}{} {}", .limit.as_str(), .scope.of(), if *.is_aside {
+    "is set aside for turns that run".to_owned()
+} else {
+    format!("is used up until {}", Moment::from_secs(*.until))
+})]
 pub struct Exhausted {
     pub scope: Scope,
     pub limit: Limit,
     /// When it may be asked again.
     pub until: Timestamp,
+    /// What is left is set aside for turns that run; when they end, some of it may be left.
+    pub is_aside: bool,
     /// Whether the owner is to be told: once for each limit and day.
     pub is_news: bool,
 }
@@ -102,6 +121,16 @@ impl Budget {
         }
     }
 
+    /// A turn of before this look that still runs: what is set aside for it stays so.
+    fn take_up(&mut self, turn: TurnId, began: Timestamp, charge: Charge) {
+        for scope in charge.scopes() {
+            let account = self.accounts.entry(scope).or_default();
+            account.pass_time(began);
+            account.reserve(&charge);
+        }
+        self.reserved.insert(turn, charge);
+    }
+
     /// What is set aside for a turn.
     pub fn reserved(&self, turn: &TurnId) -> Option<&Charge> {
         self.reserved.get(turn)
@@ -116,12 +145,13 @@ impl Budget {
         task: Option<String>,
     ) -> Result<(), Exhausted> {
         let mut charge = Charge { agent, task, at: now, spent: Amount::default() };
+        self.forget_tasks(&charge);
         for scope in charge.scopes() {
             let account = self.accounts.entry(scope.clone()).or_default();
             account.pass_time(now);
             let limits = self.limits.get(&scope).copied().unwrap_or_default();
             let wanted = account.check(now, &limits);
-            let wanted = wanted.map_err(|(limit, until)| self.exhausted(now, scope, limit, until))?;
+            let wanted = wanted.map_err(|short| self.exhausted(now, scope, short))?;
             charge.spent = charge.spent.max(wanted);
         }
         for scope in charge.scopes() {
@@ -129,6 +159,18 @@ impl Budget {
         }
         self.reserved.insert(turn.clone(), charge);
         Ok(())
+    }
+
+    /// Tasks have no end that is told: with very many, those that nothing is set aside for are forgotten, but for the one
+    /// that is asked about.
+    fn forget_tasks(&mut self, wanted: &Charge) {
+        if self.accounts.len().max(self.limits.len()) <= limits::TASK_ACCOUNTS_MAX {
+            return;
+        }
+        let kept: BTreeSet<Scope> = self.reserved.values().chain([wanted]).flat_map(Charge::scopes).collect();
+        let is_kept = |scope: &Scope| !matches!(scope, Scope::Task(_)) || kept.contains(scope);
+        self.accounts.retain(|scope, _| is_kept(scope));
+        self.limits.retain(|scope, _| is_kept(scope));
     }
 
     /// Whose limit for one turn a running turn has passed: it is to be cancelled.
@@ -144,16 +186,13 @@ impl Budget {
     /// A turn ended. What is not known of it is what was set aside for it. Gives what to store.
     pub fn settle(&mut self, now: Timestamp, turn: &TurnId, spent: Spent) -> Option<Charge> {
         let reserved = self.reserved.remove(turn)?;
-        let usd = spent.usd.and_then(micros);
-        let known =
-            Amount { usd: usd.unwrap_or(reserved.spent.usd), tokens: spent.tokens.unwrap_or(reserved.spent.tokens) };
-        let charge = Charge { spent: known, at: now, ..reserved.clone() };
+        let charge = reserved.settled(now, spent);
         for scope in charge.scopes() {
             let account = self.accounts.entry(scope).or_default();
             account.pass_time(now);
             account.release(&reserved);
             account.settle(&charge, charge.spent);
-            account.remember(usd, spent.tokens);
+            account.remember(spent.usd.and_then(micros), spent.tokens);
         }
         Some(charge)
     }
@@ -176,16 +215,17 @@ impl Budget {
         (account.spent(), account.reserved())
     }
 
-    fn exhausted(&mut self, now: Timestamp, scope: Scope, limit: Limit, until: Timestamp) -> Exhausted {
-        let day = now / account::DAY_SECS;
+    fn exhausted(&mut self, now: Timestamp, scope: Scope, short: Short) -> Exhausted {
+        let Short { limit, until, is_aside } = short;
+        let day = now / DAY_SECS;
         self.told.retain(|(told, ..)| *told == day);
-        let is_news = self.told.insert((day, scope.clone(), limit));
-        Exhausted { scope, limit, until, is_news }
+        let is_news = !is_aside && self.told.insert((day, scope.clone(), limit));
+        Exhausted { scope, limit, until, is_aside, is_news }
     }
 }
 
 /// What a turn used, as far as it is known.
-#[derive(Debug, Clone, Copy, PartialEq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
 pub struct Spent {
     pub usd: Option<f64>,
     pub tokens: Option<u64>,

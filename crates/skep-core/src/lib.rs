@@ -18,6 +18,7 @@ pub mod leader;
 pub mod lease;
 pub mod management;
 pub mod meter;
+pub mod pause;
 pub mod permit;
 pub mod prompt;
 pub mod queue;

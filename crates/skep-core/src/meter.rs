@@ -206,6 +206,7 @@ impl Meter {
             cost_basis,
             triggering_event_ids: Vec::new(),
             root_event_id: None,
+            task: None,
         };
         if !metric.turn.is_observed() && metric.cumulative.is_none() {
             return None;

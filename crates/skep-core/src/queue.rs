@@ -39,6 +39,8 @@ pub struct Queue {
     /// The channel of each turn that runs.
     turns: AHashMap<TurnId, String>,
     paused: Option<String>,
+    /// For a reason that the shell knows.
+    is_held: bool,
     /// The provider said not to come back before.
     busy_until: UnixMs,
     leads: bool,
@@ -55,6 +57,7 @@ impl Queue {
             expiries: BTreeSet::new(),
             turns: AHashMap::new(),
             paused: None,
+            is_held: false,
             busy_until: 0,
             leads: false,
             woken_at: None,
@@ -112,6 +115,11 @@ impl Queue {
         self.paused.as_deref()
     }
 
+    /// Whether a turn may begin as far as pauses go.
+    pub fn may_begin(&self) -> bool {
+        self.paused.is_none() && !self.is_held
+    }
+
     fn take(&mut self, now: UnixMs, random: u64, input: Input, out: &mut Vec<Effect>) {
         match input {
             Input::Arrived(message) => self.arrive(now, message, out),
@@ -144,6 +152,7 @@ impl Queue {
                 self.paused = None;
                 self.busy_until = 0;
             }
+            Input::Held(is_held) => self.is_held = is_held,
             Input::Leading(leads) => self.lead(leads, out),
             Input::Tick => {}
         }
@@ -413,7 +422,7 @@ impl Queue {
     }
 
     fn start_due(&mut self, now: UnixMs, out: &mut Vec<Effect>) {
-        if self.paused.is_some() || !self.leads || now < self.busy_until {
+        if !self.may_begin() || !self.leads || now < self.busy_until {
             return;
         }
         while self.lanes.busy() < self.settings.parallel.max(1) {
@@ -423,7 +432,7 @@ impl Queue {
     }
 
     fn plan_wake(&mut self, now: UnixMs, out: &mut Vec<Effect>) {
-        let can_start = self.paused.is_none() && self.leads;
+        let can_start = self.may_begin() && self.leads;
         let retry = if can_start { self.lanes.next_at(now).map(|at| at.max(self.busy_until)) } else { None };
         let expiry = self.expiries.iter().map(|(at, _)| *at).find(|at| *at > now);
         let at = retry.filter(|at| *at > now).into_iter().chain(expiry).min();

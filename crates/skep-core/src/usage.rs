@@ -204,6 +204,7 @@ mod tests {
             cost_basis: None,
             triggering_event_ids: Vec::new(),
             root_event_id: None,
+            task: None,
         };
         Reading { event: EventId([id; 32]), agent: PubKey([1; 32]), metric }
     }

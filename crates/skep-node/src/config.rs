@@ -13,7 +13,7 @@ use skep_core::world::{Channel, ChannelAccess};
 use skep_proto::PubKey;
 use skep_proto::limits::Limits;
 
-use crate::agent::settings::{AgentSettings, LeaderSettings, check_all};
+use crate::agent::settings::{AgentSettings, FleetBudgetSettings, LeaderSettings, check_all};
 use crate::keys;
 
 /// The whole file.
@@ -22,6 +22,7 @@ use crate::keys;
 pub struct Settings {
     pub relay: RelaySettings,
     pub leader: LeaderSettings,
+    pub budget: FleetBudgetSettings,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub agent: Vec<AgentSettings>,
 }
@@ -188,7 +189,8 @@ impl Settings {
             let (setting, what) = explain(&error);
             ConfigError::Parse(at(place::of_setting(text, &setting)) + &what)
         })?;
-        let checked = settings.relay.check().and_then(|()| check_all(&settings.agent));
+        let checked =
+            settings.relay.check().and_then(|()| settings.budget.check()).and_then(|()| check_all(&settings.agent));
         checked.map_err(|cause| {
             let place = settings.path_of(&cause).and_then(|path| place::of_setting(text, &path));
             ConfigError::At { place: at(place), cause: Box::new(cause) }
@@ -212,7 +214,7 @@ impl Settings {
 
 /// Agents are a list: variables cannot name one of them.
 fn is_setting(key: &UncasedStr) -> bool {
-    key.starts_with("relay.") || key.starts_with("leader.")
+    key.starts_with("relay.") || key.starts_with("leader.") || key.starts_with("budget.")
 }
 
 /// The setting that could not be read, and one line: which, what is wrong with it, and what was expected.

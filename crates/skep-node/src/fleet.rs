@@ -9,12 +9,13 @@ pub mod report;
 pub mod rest;
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use skep_proto::control::{AgentStatus, Answer, Ask, InboxRow, NodeStatus, RelayStatus};
 use skep_proto::name::AgentName;
-use skep_proto::{PubKey, Timestamp, limits};
+use skep_proto::pause::Pause;
+use skep_proto::{PubKey, RawEvent, Timestamp, limits};
 use tokio::sync::{mpsc, oneshot};
 
 use crate::agent::settings::AgentSettings;
@@ -30,13 +31,15 @@ pub struct Facts {
     pub owner: Option<PubKey>,
     pub backend: String,
     pub relays: Vec<String>,
+    /// `<home>/agents/<name>`: its records.
+    pub directory: PathBuf,
     /// Where its lock file is; `None` when that is not known.
     pub locks: Option<PathBuf>,
 }
 
 impl Facts {
-    /// From its settings alone.
-    pub fn of_settings(settings: &AgentSettings, pubkey: Option<PubKey>) -> Self {
+    /// From its settings alone, below a home.
+    pub fn of_settings(settings: &AgentSettings, pubkey: Option<PubKey>, home: &Path) -> Self {
         let owner = settings.auth.get(1).and_then(|owner| owner.parse().ok());
         Self {
             name: settings.name.clone(),
@@ -44,13 +47,14 @@ impl Facts {
             owner,
             backend: settings.backend_name(),
             relays: settings.relays.clone(),
+            directory: home.join("agents").join(&settings.name),
             locks: None,
         }
     }
 
-    pub fn of_plan(settings: &AgentSettings, plan: &Plan) -> Self {
+    pub fn of_plan(settings: &AgentSettings, plan: &Plan, home: &Path) -> Self {
         let pubkey = plan.credentials.keys.pubkey();
-        Self { locks: Some(plan.locks.clone()), ..Self::of_settings(settings, Some(pubkey)) }
+        Self { locks: Some(plan.locks.clone()), ..Self::of_settings(settings, Some(pubkey), home) }
     }
 }
 
@@ -126,10 +130,27 @@ impl Fleet {
             Ask::Reload => self.reload().await,
             Ask::Pause { agent, reason } => self.act(agent.as_ref(), &act::Act::Pause(reason)).await,
             Ask::Resume { agent } => self.act(agent.as_ref(), &act::Act::Resume).await,
+            Ask::Heed { event } => self.heed(*event).await,
             Ask::Retry { agent, message } => self.act(Some(&agent), &act::Act::Retry(message)).await,
             Ask::Claim { agent, steal } => self.act(Some(&agent), &act::Act::Claim { is_steal: steal }).await,
             Ask::Cancel { agent, channel } => self.act(Some(&agent), &act::Act::Cancel(channel)).await,
         }
+    }
+
+    /// The owner's word, given to those of its agents that it is about.
+    async fn heed(&self, event: RawEvent) -> Answer {
+        let refused = |why: String| Answer::Refused { why };
+        let event = match event.verify() {
+            Ok(event) => event.raw().clone(),
+            Err(error) => return refused(error.to_string()),
+        };
+        let Some((reach, _)) = Pause::from_event(&event) else { return refused("this says nothing to agents".into()) };
+        let is_meant =
+            |facts: &Facts| facts.owner == Some(event.pubkey) && facts.pubkey.is_some_and(|agent| reach.covers(&agent));
+        let meant: Vec<Member> = self.chosen(None).into_iter().filter(|member| is_meant(&member.facts)).collect();
+        let act = act::Act::Heed(Box::new(event));
+        let each = meant.iter().map(|member| act::carry_out(member, &act));
+        Answer::Done { outcomes: futures_util::future::join_all(each).await }
     }
 
     async fn act(&self, agent: Option<&AgentName>, act: &act::Act) -> Answer {

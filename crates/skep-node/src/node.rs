@@ -15,8 +15,8 @@ use skep_relay::Relay;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, timeout, timeout_at};
 
-use crate::agent::Instance;
-use crate::agent::settings::{AgentSettings, LeaderSettings};
+use crate::agent::settings::AgentSettings;
+use crate::agent::{Instance, Plan};
 use crate::config::Settings;
 use crate::control::{ControlError, Server, ask_all};
 use crate::fleet::{Facts, Fleet, Reload, report};
@@ -108,7 +108,7 @@ impl Node {
         let fleet = Arc::new(fleet);
         let mut instances = Vec::new();
         for (agent, keys) in settings.agent.iter().zip(keys) {
-            instances.extend(start_agent(&fleet, home, &settings.leader, agent, keys));
+            instances.extend(start_agent(&fleet, home, settings, agent, keys));
         }
         let server = Server::start(home, Arc::clone(&fleet))?;
         Ok(Self { blueprint, fleet, wishes, relay, instances, server })
@@ -177,7 +177,7 @@ fn start_added(blueprint: &Blueprint, fleet: &Fleet) -> (Answer, Vec<Instance>) 
     for agent in settings.agent.iter().filter(|agent| !fleet.is_started(&agent.name)) {
         let keys = load(&ring, agent, unattended_passphrase);
         // The lock directory is the process's: two of them would be two machines.
-        let started = start_agent(fleet, &blueprint.home, &blueprint.settings.leader, agent, keys);
+        let started = start_agent(fleet, &blueprint.home, &blueprint.settings, agent, keys);
         let (is_done, text) = match &started {
             Ok(_) => (true, "started".to_owned()),
             Err(why) => (false, format!("not started: {}", report::cut(why))),
@@ -224,15 +224,17 @@ fn unattended_passphrase(what: &str) -> Result<SecretText, KeyError> {
 fn start_agent(
     fleet: &Fleet,
     home: &Home,
-    leader: &LeaderSettings,
+    settings: &Settings,
     agent: &AgentSettings,
     keys: Result<Keys, KeyError>,
 ) -> Result<Instance, String> {
     let pubkey = keys.as_ref().ok().map(Keys::pubkey);
     let start = || -> Result<(Facts, Instance), String> {
         let keys = keys.map_err(|error| with_hint(&error, error.hint()))?;
-        let plan = agent.plan(leader, keys, home.path(), std::env::vars()).map_err(|error| error.of_agent())?;
-        let facts = Facts::of_plan(agent, &plan);
+        let plan =
+            agent.plan(&settings.leader, keys, home.path(), std::env::vars()).map_err(|error| error.of_agent())?;
+        let plan = Plan { shared: settings.budget.limits(), ..plan };
+        let facts = Facts::of_plan(agent, &plan, home.path());
         let instance = Instance::start(plan).map_err(|error| error.to_string())?;
         Ok((facts, instance))
     };
@@ -244,7 +246,7 @@ fn start_agent(
         Err(why) => {
             // Whoever asks for the status is told.
             tracing::info!(agent = %agent.name, why, "the agent is not started");
-            fleet.put(Facts::of_settings(agent, pubkey), Err(why.clone()));
+            fleet.put(Facts::of_settings(agent, pubkey, home.path()), Err(why.clone()));
             Err(why)
         }
     }

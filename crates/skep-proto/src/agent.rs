@@ -171,6 +171,7 @@ pub(crate) mod testing {
                 cost_basis: is_priced.then_some(CostBasis::Reported),
                 triggering_event_ids: Vec::new(),
                 root_event_id: None,
+                task: None,
             }
         })
     }

@@ -10,7 +10,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::lease::Epoch;
 use crate::name::AgentName;
-use crate::{EventId, PubKey, Timestamp, limits};
+use crate::pause::Held;
+use crate::{EventId, PubKey, RawEvent, Timestamp, limits};
 
 /// The version of this vocabulary.
 pub const VERSION: u32 = 1;
@@ -39,7 +40,7 @@ pub enum Ask {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         limit: Option<u32>,
     },
-    /// No new turns begin, also after a restart, until it is resumed.
+    /// No new turns begin in this home, also after a restart, until it is resumed.
     Pause {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         agent: Option<AgentName>,
@@ -48,6 +49,10 @@ pub enum Ask {
     Resume {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         agent: Option<AgentName>,
+    },
+    /// An owner's signed word to begin no turns, or to go on: for those of its agents that it is about.
+    Heed {
+        event: Box<RawEvent>,
     },
     /// Tries a message again; without one, all that are dead.
     Retry {
@@ -149,9 +154,9 @@ pub struct AgentStatus {
     pub inbox: BTreeMap<String, u64>,
     /// The turns that run now.
     pub turns: Vec<TurnStatus>,
-    /// Why no new turns begin.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub paused: Option<String>,
+    /// Why no new turns begin, the widest first: all must be lifted.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub paused: Vec<Held>,
     /// When anything in its records changed last: a message came, or went on.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub changed_at: Option<Timestamp>,
@@ -319,6 +324,7 @@ impl From<LineError> for Answer {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::pause::By;
     use proptest::prelude::*;
 
     fn text(value: &impl Serialize) -> String {
@@ -329,6 +335,9 @@ mod tests {
     fn requests_have_a_frozen_form() {
         let scout = || "scout".parse::<AgentName>().expect("a name");
         let id = EventId([0xab; 32]);
+        let keys = secp256k1::Keypair::from_seckey_slice(secp256k1::SECP256K1, &[9; 32]).expect("a key");
+        let pause = crate::pause::Pause { paused: true, reason: "a \"holiday\"".into() };
+        let word = Box::new(pause.draft(&crate::pause::Reach::Fleet, 5).sign(&keys, &[0; 32]).raw().clone());
         let all = [
             (Ask::Status, r#"{"v":1,"ask":"status"}"#.to_owned()),
             (
@@ -349,6 +358,7 @@ mod tests {
                 Ask::Claim { agent: scout(), steal: true },
                 r#"{"v":1,"ask":"claim","agent":"scout","steal":true}"#.into(),
             ),
+            (Ask::Heed { event: word.clone() }, format!(r#"{{"v":1,"ask":"heed","event":{}}}"#, word.to_json())),
             (Ask::Cancel { agent: scout(), channel: None }, r#"{"v":1,"ask":"cancel","agent":"scout"}"#.into()),
             (Ask::Reload, r#"{"v":1,"ask":"reload"}"#.into()),
         ];
@@ -394,7 +404,7 @@ mod tests {
             outbox: OutboxStatus { waiting: 1, refused: 0 },
             inbox: BTreeMap::from([("answered".into(), 2)]),
             turns: vec![TurnStatus { turn: "t".into(), message: EventId([2; 32]), channel: "h:x".into(), since: 5 }],
-            paused: Some("quota".into()),
+            paused: vec![Held { by: By::Provider, since: 3, reason: "quota".into() }],
             changed_at: Some(4),
         };
         let status = NodeStatus {
@@ -414,7 +424,7 @@ mod tests {
                 r#""claim":{{"instance":"m/1","pid":7,"at":9}}}},"#,
                 r#""links":[{{"relay":"ws://x","state":"catching_up"}}],"outbox":{{"waiting":1,"refused":0}},"#,
                 r#""inbox":{{"answered":2}},"turns":[{{"turn":"t","message":"{id}","channel":"h:x","since":5}}],"#,
-                r#""paused":"quota","changed_at":4}}]}}"#
+                r#""paused":[{{"by":"provider","since":3,"reason":"quota"}}],"changed_at":4}}]}}"#
             ),
             key = key,
             id = id

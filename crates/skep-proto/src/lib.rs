@@ -17,6 +17,7 @@ pub mod limits;
 pub mod mention;
 pub mod name;
 pub mod order;
+pub mod pause;
 pub mod reconcile;
 pub mod record;
 pub mod refusal;

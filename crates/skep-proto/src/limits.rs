@@ -152,6 +152,12 @@ pub const MEMBERS_MAX: usize = 4_096;
 /// Settled turns whose median estimates the next one.
 pub const ESTIMATE_TURNS_MAX: usize = 20;
 
+/// Bytes of a task's name in a message: as long as an address of a repository's issue, say.
+pub const TASK_BYTES_MAX: usize = 256;
+
+/// Tasks whose accounts an agent has in memory: 4,096 x (256 of name + 20 x 16 of recent turns) is 2.4 MB.
+pub const TASK_ACCOUNTS_MAX: usize = 4_096;
+
 /// Bytes of an agent's or pod's name: a DNS label, so that it can be one.
 pub const NAME_BYTES_MAX: usize = 63;
 
@@ -165,7 +171,8 @@ pub const CONTROL_REQUEST_BYTES_MAX: usize = 16 * KIB;
 pub const CONTROL_MESSAGES_MAX: u32 = 500;
 pub const CONTROL_ANSWER_BYTES_MAX: usize = 1024 * KIB;
 
-/// Bytes of a reason in what is asked or answered there.
+/// Bytes of a reason in what is asked or answered there, and in an owner's word: escaped twice it is 4 times as long, and
+/// an event around it fits in a request.
 pub const CONTROL_REASON_BYTES_MAX: usize = 512;
 
 /// Seconds of silence after which such a connection is closed, and that one agent may take to do what was asked: a

@@ -8,6 +8,9 @@ use crate::{Draft, EventId, Kind, PubKey, RawEvent, Timestamp, limits};
 /// The tag that counts how many agents answered each other: `["hop", n]`. Without it, none did.
 const HOP: &str = "hop";
 
+/// The tag of a task.
+pub const TASK: &str = "task";
+
 /// The tag on each part of a reply that needs several events: `["part", which from 1, of how many]`.
 const PART: &str = "part";
 
@@ -27,6 +30,18 @@ pub fn hop(event: &RawEvent) -> u32 {
     highest.unwrap_or(0)
 }
 
+/// The task that a message says it is about, `["task", name]`: bounded and printable, or none. Whether its author may say
+/// so is not told here.
+pub fn task(event: &RawEvent) -> Option<&str> {
+    event.tags.single(TASK).filter(|task| is_task(task))
+}
+
+/// Whether a text can name a task.
+pub fn is_task(text: &str) -> bool {
+    (1..=limits::TASK_BYTES_MAX).contains(&text.len())
+        && text.chars().all(|c| c.is_ascii_graphic() || c.is_alphanumeric())
+}
+
 /// Everything about a reply but its text.
 #[derive(Debug, Clone)]
 pub struct Reply<'a> {
@@ -36,6 +51,8 @@ pub struct Reply<'a> {
     pub now: Timestamp,
     /// The number of the hop tag; 0 for none.
     pub hop: u32,
+    /// The task of the parent, where its author may say so.
+    pub task: Option<&'a str>,
     /// The turn's lease. Its last part carries `final` when the claim does.
     pub claim: Option<Claim>,
 }
@@ -67,6 +84,9 @@ impl Reply<'_> {
         }
         if self.hop > 0 {
             draft = draft.tag([HOP, &self.hop.to_string()]);
+        }
+        if let Some(task) = self.task {
+            draft = draft.tag([TASK, task]);
         }
         match &self.claim {
             Some(claim) => draft.tag(Claim { is_final: claim.is_final && is_last, ..claim.clone() }.tag()),
@@ -224,7 +244,7 @@ mod tests {
     }
 
     fn reply(parent: &RawEvent) -> Reply<'_> {
-        Reply { parent, relay: "", now: 200, hop: 0, claim: None }
+        Reply { parent, relay: "", now: 200, hop: 0, task: None, claim: None }
     }
 
     /// The reply's kind and tags, with the parent's id and key and the root's id shortened.

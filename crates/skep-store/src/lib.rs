@@ -8,6 +8,7 @@ pub mod agent;
 pub mod blob;
 pub mod conformance;
 mod error;
+pub mod ledger;
 pub mod lmdb;
 pub mod lock;
 pub mod mem;

@@ -4,7 +4,7 @@ use std::fs;
 use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
-use skep_node::agent::settings::{AgentSettings, LeaderSettings};
+use skep_node::agent::settings::{AgentSettings, FleetBudgetSettings, LeaderSettings};
 use skep_node::config::RelaySettings;
 use skep_proto::kind::{Class, ReadRule, Retention, Row, TABLE, WriteRule};
 use skep_proto::limits::Limits;
@@ -194,6 +194,13 @@ file (two underscores for each level), flags like `--listen` over both. It is re
         ["setting", "default", "meaning"],
         &AgentSettings::table().into_iter().map(row).collect::<Vec<_>>(),
     ));
+    out.push_str(CONFIG_BUDGET);
+    let row = |(name, default, meaning): (&str, &str, &str)| [code(name), default.into(), meaning.into()];
+    out.push_str(&table(
+        ["setting", "default", "meaning"],
+        &FleetBudgetSettings::table().into_iter().map(row).collect::<Vec<_>>(),
+    ));
+    let row = |(name, default, meaning): (&str, String, &str)| [code(name), code(default), meaning.into()];
     out.push_str("## `[leader]`\n\n");
     out.push_str(&table(
         ["setting", "default", "meaning"],
@@ -201,6 +208,15 @@ file (two underscores for each level), flags like `--listen` over both. It is re
     ));
     out
 }
+
+const CONFIG_BUDGET: &str = "
+## `[budget]`
+
+What all agents of this home may spend together, whatever processes they run in, and what each task may; an agent's own
+`budget` holds besides. Counted in `<home>/budget.db`, which is made when a limit is set here. What agents spend in
+another home is counted there. A changed limit holds from the next start on.
+
+";
 
 const CONFIG_AGENTS: &str = "
 ## `[[agent]]`

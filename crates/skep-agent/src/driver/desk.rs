@@ -11,10 +11,12 @@ use skep_core::door::{Accepted, Door};
 use skep_core::frames::Frames;
 use skep_core::leader::Role;
 use skep_core::meter::{Meter, Series};
+use skep_core::pause::Pauses;
 use skep_core::permit::Permits;
 use skep_core::queue::{self, Effect, Queue, Reaction, Row, State, Told};
 use skep_core::turn::TurnId;
 use skep_proto::lease::Epoch;
+use skep_proto::pause::By;
 use skep_proto::time::UnixMs;
 use skep_proto::{EventId, PubKey, RawEvent, Refusal, Timestamp, limits};
 use skep_store::StoreError;
@@ -90,6 +92,10 @@ pub(super) struct Desk<D> {
     /// Whether all that was said before this start is known. Where there are no leases, what has an answer already is
     /// known by that alone.
     is_caught_up: bool,
+    /// Why no turns begin: what was said here, and by the owner.
+    pub pauses: Pauses,
+    /// Whether the owner's word would be heard: where a lease lets turns begin, none does before.
+    hears_owner: bool,
     /// Answers of other instances that came before their messages.
     pub answered: BTreeMap<EventId, EventId>,
     /// Words of other instances that came before the messages that they are about.
@@ -141,6 +147,8 @@ impl<D: Door + 'static> Desk<D> {
             role: Role::Follows(None),
             asked_lead_at: 0,
             is_caught_up: setup.has_leases,
+            pauses: super::pause::pauses(&setup.store)?,
+            hears_owner: setup.audience.owner.is_none() || !setup.has_leases || setup.hears_owner,
             answered: BTreeMap::new(),
             told: BTreeMap::new(),
             live: BTreeMap::new(),
@@ -161,9 +169,10 @@ impl<D: Door + 'static> Desk<D> {
             door,
         };
         desk.carry_out(effects)?;
-        if let Some(reason) = desk.setup.store.fact(PAUSED)? {
-            desk.tell_queue(queue::Input::Paused(reason))?;
+        if let Some(held) = desk.pauses.here.clone() {
+            desk.tell_queue(queue::Input::Paused(held.reason))?;
         }
+        desk.hold()?;
         let stored: Vec<EventId> =
             desk.queue.rows().filter(|row| row.state == State::Stored).map(|row| row.message.id).collect();
         desk.unjudged.extend(stored);
@@ -270,6 +279,10 @@ impl<D: Door + 'static> Desk<D> {
                 self.is_caught_up = true;
                 self.tell_queue(queue::Input::Leading(self.may_prompt()))
             }
+            Input::HearsOwner(hears) => {
+                self.hears_owner = hears || !self.setup.has_leases;
+                self.hold()
+            }
             Input::Delivered { id, relay, delivery: Delivery::Refused(said) } => self.refused(&id, &relay, &said),
             Input::Flushed(done) => {
                 // Whoever waited may have gone.
@@ -300,17 +313,9 @@ impl<D: Door + 'static> Desk<D> {
 
     fn obey(&mut self, command: Command) -> Result<Result<String, String>, StoreError> {
         match command {
-            Command::Pause(reason) => {
-                self.setup.store.set_fact(PAUSED, Some(&reason))?;
-                self.tell_queue(queue::Input::Paused(reason))?;
-                self.tell_waiting();
-                Ok(Ok("paused: no new turns begin".into()))
-            }
-            Command::Resume => {
-                self.setup.store.set_fact(PAUSED, None)?;
-                self.tell_queue(queue::Input::Resumed)?;
-                Ok(Ok("resumed".into()))
-            }
+            Command::Pause(reason) => self.pause_here(By::Here, reason).map(Ok),
+            Command::Resume => self.resume_here().map(Ok),
+            Command::Heed(event) => self.heed_local(&event),
             Command::Retry(id) => {
                 let Some(row) = self.setup.store.message(&id)?.and_then(|message| row_of(&message.state)) else {
                     return Ok(Err("there is no such message".into()));
@@ -369,7 +374,7 @@ impl<D: Door + 'static> Desk<D> {
             Effect::Cancel { turn, why } => self.cancel_turn(&turn, why),
             // Only of the one who leads: two who both show that they wait would lie.
             Effect::React { id, reaction } if self.is_prompter() => self.react(&id, reaction),
-            Effect::PauseAgent { id, reason } => self.pause(&id, &reason),
+            Effect::PauseAgent { id, reason } => self.pause_by_provider(&id, &reason),
             Effect::WakeAt(at) => {
                 self.wake_at = Some(at);
                 Ok(())
@@ -429,18 +434,10 @@ impl<D: Door + 'static> Desk<D> {
         self.publish_reaction(&letter, sign)
     }
 
-    fn pause(&mut self, id: &EventId, reason: &str) -> Result<(), StoreError> {
-        tracing::warn!(agent = %self.setup.name, reason, "paused");
-        self.tell_waiting();
-        // Turns that ran beside each other end for one reason.
-        let is_told = self.setup.store.fact(PAUSED)?.is_some();
-        self.setup.store.set_fact(PAUSED, Some(reason))?;
-        match self.letter(id)? {
-            Some(letter) if !is_told => {
-                self.tell_owner(&letter, &format!("paused: {reason}; I begin no turn until you resume me"))
-            }
-            _ => Ok(()),
-        }
+    /// Tells the queue whether anything but a pause of this home holds turns back.
+    pub(super) fn hold(&mut self) -> Result<(), StoreError> {
+        let is_held = !self.hears_owner || self.pauses.of_owner().is_some();
+        self.tell_queue(queue::Input::Held(is_held))
     }
 
     fn next_wake(&self) -> Duration {
@@ -522,9 +519,6 @@ impl<D: Door + 'static> Desk<D> {
 
 /// Why no turn begins while the harness stops: another instance may go on at once.
 pub(super) const STOPS: &str = "the harness stops";
-
-/// The fact that an agent is paused, with the reason.
-pub const PAUSED: &str = "paused";
 
 /// A row as the store keeps it.
 pub(super) fn state_of(row: &Row) -> MessageState {

@@ -1,6 +1,8 @@
 //! What an instance is given of its machine: the time, randomness, the word on whether it leads, and a look at its relay.
 
 use futures_util::future::BoxFuture;
+use skep_core::budget::{Exhausted, Shared, Spent};
+use skep_core::turn::TurnId;
 use skep_proto::time::UnixMs;
 use skep_proto::{Filter, PubKey, RawEvent, Timestamp};
 
@@ -29,6 +31,25 @@ pub trait Library: Send + Sync {
 
     /// The key that it signs its own lists with (NIP-11 `self`); `Some(None)`: it has none.
     fn relay_key(&self) -> BoxFuture<'static, Option<Option<PubKey>>>;
+}
+
+/// The budget that agents of this home have in common. Each call is one durable step; a lost one costs what was set aside.
+pub trait Purse: Send + Sync {
+    fn limits(&self) -> Shared;
+
+    /// Sets aside what a turn may cost.
+    fn reserve(&self, now: Timestamp, turn: &TurnId, agent: PubKey, task: Option<&str>) -> Result<(), Refused>;
+
+    /// A turn ended; `None`: it cost nothing, and was none.
+    fn settle(&self, now: Timestamp, turn: &TurnId, spent: Option<Spent>);
+}
+
+/// Why a turn may not begin by the common budget.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Refused {
+    Exhausted(Exhausted),
+    /// Nobody can say whether it may: one line for a person.
+    Unusable(String),
 }
 
 impl dyn Host {

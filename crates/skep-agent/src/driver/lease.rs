@@ -21,6 +21,9 @@ const NO_WORD_MS: u64 = 1_000;
 /// Why a turn does not begin beside another of its channel or its message.
 const STILL_RUNS: &str = "the turn before it may still run";
 
+/// Why none begins while nobody could tell us to stop.
+const AWAY: &str = "its home relay is away, and what its owner says is not heard";
+
 impl<D: Door + 'static> Desk<D> {
     /// Asks the relay for the turn's lease. An instance that died may hold it; whoever prompts now takes it over, and
     /// the epoch keeps the old one out.
@@ -74,7 +77,7 @@ impl<D: Door + 'static> Desk<D> {
         let id = prompt.message.id;
         if !self.queue.is_starting(&id) {
             // It was answered while the relay was asked.
-            self.budget.cancel(&prompt.turn);
+            self.give_back(&prompt.turn);
             return Ok(());
         }
         let wait = |reason: String, until| NotStarted::Wait { reason, until };
@@ -91,13 +94,16 @@ impl<D: Door + 'static> Desk<D> {
                 wait(STILL_RUNS.into(), self.unix_ms() + limits::RETRY_MS_MIN)
             }
             // It was told while the relay was asked.
-            Ok(_) if self.queue.paused().is_some() => wait("paused".into(), soon),
+            Ok(_) if !self.queue.may_begin() => {
+                let is_paused = self.queue.paused().is_some() || self.pauses.of_owner().is_some();
+                wait(if is_paused { "paused" } else { AWAY }.into(), soon)
+            }
             Ok(epoch) => match self.letter(&id)?.filter(|_| self.is_prompter()) {
                 Some(letter) => return self.begin(prompt, letter, epoch, earlier),
                 None => wait("another instance leads".into(), soon),
             },
         };
-        self.budget.cancel(&prompt.turn);
+        self.give_back(&prompt.turn);
         self.tell_queue(queue::Input::NotStarted { id, why })
     }
 

@@ -22,6 +22,8 @@ impl<D: Door + 'static> Desk<D> {
             Kind::PRIVATE_MESSAGE => Ok(()),
             // The relay's word on a lease names the agent, and is no message to it.
             Kind::LEASE_STATE => Ok(()),
+            // Also when it is from far ahead, or our clock behind: it is the owner's, and only they could lift it.
+            Kind::APP_DATA => self.heed(&event).map(drop),
             // Nobody sends from so far ahead; a relay that takes it is no reason to.
             _ if event.created_at > self.unix_now() + AHEAD_SECS_MAX => Ok(()),
             Kind::AGENT_FRAME => self.control(&event),

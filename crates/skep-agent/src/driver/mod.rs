@@ -6,7 +6,7 @@
 //! the outbox. Must not: decide anything (core does), or publish what is not stored first.
 //!
 //! `desk` the loop's state and the queue's effects · `mail` what an event is · `work` turns · `lease` theirs · `post` what is published ·
-//! `ends` how others hear that it is over · `earlier` what was said before · `members` who is one · `purse` its budget · `profile` what it says of itself ·
+//! `ends` how others hear that it is over · `pause` why none begins · `earlier` what was said before · `members` who is one · `purse` its budget · `profile` what it says of itself ·
 //! `model` another model · `tell` what only the owner is told · `letter` a message however it came · `sealed` direct
 //! messages · `host` what the machine gives it
 
@@ -19,6 +19,7 @@ mod letter;
 mod mail;
 mod members;
 mod model;
+mod pause;
 mod post;
 mod profile;
 mod purse;
@@ -40,11 +41,11 @@ use skep_store::agent::Delivery;
 use skep_store::{AgentStore, StoreError};
 use tokio::sync::{Notify, mpsc, oneshot};
 
-pub use desk::PAUSED;
+pub use pause::{note_here, note_word, pauses};
 
 use crate::Spec;
 
-pub use host::{Host, Lead, Library};
+pub use host::{Host, Lead, Library, Purse, Refused};
 
 /// Inputs that wait for the loop. Whoever feeds it waits when there are more: links stop reading their sockets.
 pub const INPUTS_MAX: usize = 256;
@@ -68,12 +69,16 @@ pub struct Setup {
     /// The backend of a channel is started from this.
     pub spec: Spec,
     pub budget: skep_core::budget::Limits,
+    /// The budget of the fleet and of each task, where one is set.
+    pub purse: Option<Arc<dyn Purse>>,
     /// What tokens cost where the backend does not say.
     pub prices: Option<PriceTable>,
     /// Where replies go; the first is the home relay, which grants leases.
     pub relays: Vec<String>,
     /// Whether the home relay grants leases.
     pub has_leases: bool,
+    /// Whether the owner's word is heard already. If not, and with leases, no turn begins before [`Input::HearsOwner`].
+    pub hears_owner: bool,
     pub store: Arc<AgentStore>,
     pub host: Arc<dyn Host>,
     pub lead: Arc<dyn Lead>,
@@ -97,6 +102,8 @@ pub enum Input {
     Flushed(oneshot::Sender<()>),
     /// What the relays had when this instance began was handed over, as far as they could be reached.
     CaughtUp,
+    /// Whether the home relay's subscription stands, all that the owner said before it handed over.
+    HearsOwner(bool),
     /// Something that a person asked for; the answer is one line for them.
     Command(Command, oneshot::Sender<Result<String, String>>),
 }
@@ -104,8 +111,12 @@ pub enum Input {
 /// What a person may ask of a running instance.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Command {
+    /// In this home only.
     Pause(String),
+    /// Lifts what was paused in this home, or by the provider.
     Resume,
+    /// A verified event: the owner's word to begin no turns, or to go on.
+    Heed(Box<RawEvent>),
     Retry(EventId),
     /// The turn of one channel, or every turn.
     Cancel {

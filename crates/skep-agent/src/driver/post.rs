@@ -64,7 +64,7 @@ impl<D: Door + 'static> Desk<D> {
         Ok(format!("{}\n{}", prompt.system.trim_start(), prompt.user))
     }
 
-    fn relation(&self, event: &RawEvent) -> Relation {
+    pub(super) fn relation(&self, event: &RawEvent) -> Relation {
         let asker = self.asker(event);
         if asker.key == self.me {
             Relation::Own
@@ -112,7 +112,8 @@ impl<D: Door + 'static> Desk<D> {
     fn drafts_under(&self, parent: &Letter, text: &str, claim: Option<Claim>, now: Timestamp) -> Vec<Draft> {
         let hop = next_hop(thread::hop(parent), self.asker(parent).is_agent);
         let relay = self.setup.relays.first().map_or("", String::as_str);
-        Reply { parent: &parent.said, relay, now, hop, claim }.drafts(text)
+        let task = self.task_of(parent);
+        Reply { parent: &parent.said, relay, now, hop, task: task.as_deref(), claim }.drafts(text)
     }
 
     /// Not to a direct message: a reaction is for all to see.

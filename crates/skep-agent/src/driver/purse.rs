@@ -1,27 +1,34 @@
-//! The agent's budget: set aside before a turn begins, made good when it has ended, taken up again at a start.
-//! The records are this machine's: an agent that runs on two may spend its budget on each.
+//! The agent's budget, and its part of the fleet's and its task's: set aside before a turn begins, made good when it has
+//! ended, taken up again at a start. The records are this machine's: an agent that runs on two may spend its budget on
+//! each, and a fleet's and a task's budget is this home's.
 //!
 //! Must not: let a turn begin that the budget does not allow, or tell the owner the same thing twice a day.
 
 use skep_core::backend::{BackendError, Said};
-use skep_core::budget::{Budget, Charge, Exhausted, Scope, Spent};
+use skep_core::budget::{Budget, Charge, Exhausted, Limits, Scope, Shared, Spent};
 use skep_core::door::Door;
+use skep_core::prompt::Relation;
 use skep_core::queue::{self, Ended, NotStarted};
 use skep_core::turn::{Cancel, TurnId};
 use skep_proto::agent::metering::TurnMetric;
 use skep_proto::lease::Epoch;
-use skep_proto::{PubKey, Timestamp};
+use skep_proto::{PubKey, RawEvent, Timestamp, thread};
 use skep_store::StoreError;
 
+use super::Refused;
 use super::Setup;
 use super::desk::{Desk, Prompt};
 
 const DAY_SECS: u64 = 86_400;
 
+/// Milliseconds until a ledger that could not be used is tried again.
+const UNUSABLE_MS: u64 = 30_000;
+
 /// What the records say about today, and about the last hour.
 pub(super) fn restore(setup: &Setup, me: PubKey, now: Timestamp) -> Result<Budget, StoreError> {
     let mut budget = Budget::new();
     budget.set(Scope::Agent(me), setup.budget);
+    budget.set(Scope::Fleet, per_turn(shared(setup).fleet));
     let since = (now / DAY_SECS * DAY_SECS).min(now.saturating_sub(3_600));
     for row in setup.store.turns_since(since)? {
         let text = match &row.end {
@@ -34,6 +41,15 @@ pub(super) fn restore(setup: &Setup, me: PubKey, now: Timestamp) -> Result<Budge
         budget.restore(row.started_at, &charge, spent(metric.as_ref()));
     }
     Ok(budget)
+}
+
+fn shared(setup: &Setup) -> Shared {
+    setup.purse.as_ref().map(|purse| purse.limits()).unwrap_or_default()
+}
+
+/// What is watched while a turn runs; the rest of a common limit is the ledger's.
+fn per_turn(limits: Limits) -> Limits {
+    Limits { usd_per_turn: limits.usd_per_turn, ..Limits::default() }
 }
 
 /// What a metric says that was used.
@@ -52,15 +68,46 @@ impl<D: Door + 'static> Desk<D> {
         after: Option<Epoch>,
     ) -> Result<Option<queue::Input>, StoreError> {
         let turn = TurnId(faster_hex::hex_string(&self.random::<16>()));
-        match self.budget.reserve(self.setup.host.unix_now(), &turn, self.me, None) {
-            Ok(()) => self.take_lease(Prompt { turn, message, attempt, after }).map(|()| None),
-            Err(exhausted) => {
+        let task = self.letter(&message.id)?.and_then(|letter| self.task_of(&letter));
+        let (reason, until) = match self.reserve(&turn, task) {
+            Ok(()) => return self.take_lease(Prompt { turn, message, attempt, after }).map(|()| None),
+            Err(Refused::Exhausted(exhausted)) => {
                 self.tell_exhausted(&message, &exhausted)?;
-                let until = exhausted.until.saturating_mul(1_000);
-                let why = NotStarted::Wait { reason: exhausted.to_string(), until };
-                Ok(Some(queue::Input::NotStarted { id: message.id, why }))
+                (exhausted.to_string(), exhausted.until.saturating_mul(1_000))
             }
+            Err(Refused::Unusable(why)) => {
+                tracing::warn!(agent = %self.setup.name, why, "no turn begins");
+                (why, self.unix_ms() + UNUSABLE_MS)
+            }
+        };
+        let why = NotStarted::Wait { reason, until };
+        Ok(Some(queue::Input::NotStarted { id: message.id, why }))
+    }
+
+    /// In every account or in none.
+    fn reserve(&mut self, turn: &TurnId, task: Option<String>) -> Result<(), Refused> {
+        let now = self.unix_now();
+        if let Some(task) = &task {
+            self.budget.set(Scope::Task(task.clone()), per_turn(shared(&self.setup).task));
         }
+        self.budget.reserve(now, turn, self.me, task.clone()).map_err(Refused::Exhausted)?;
+        let Some(purse) = &self.setup.purse else { return Ok(()) };
+        let reserved = purse.reserve(now, turn, self.me, task.as_deref());
+        reserved.inspect_err(|_| self.budget.cancel(turn))
+    }
+
+    /// A turn that was reserved for did not begin.
+    pub(super) fn give_back(&mut self, turn: &TurnId) {
+        self.budget.cancel(turn);
+        if let Some(purse) = &self.setup.purse {
+            purse.settle(self.unix_now(), turn, None);
+        }
+    }
+
+    /// The task that a message is about, by one who may say so: the owner, or an agent of theirs.
+    pub(super) fn task_of(&self, letter: &RawEvent) -> Option<String> {
+        let is_believed = matches!(self.relation(letter), Relation::Owner | Relation::Sibling);
+        thread::task(letter).filter(|_| is_believed).map(str::to_owned)
     }
 
     /// One note a day for each limit, also over restarts.
@@ -70,11 +117,15 @@ impl<D: Door + 'static> Desk<D> {
         }
         let fact = format!("budget_told:{}", exhausted.limit.as_str());
         let today = (self.unix_now() / DAY_SECS).to_string();
-        if self.setup.store.fact(&fact)?.as_ref() == Some(&today) {
+        // What all have in common is told once for all: the ledger knows.
+        let is_own = matches!(exhausted.scope, Scope::Agent(_));
+        if is_own && self.setup.store.fact(&fact)?.as_ref() == Some(&today) {
             return Ok(());
         }
         let Some(letter) = self.letter(&message.id)? else { return Ok(()) };
-        self.setup.store.set_fact(&fact, Some(&today))?;
+        if is_own {
+            self.setup.store.set_fact(&fact, Some(&today))?;
+        }
         self.tell_owner(&letter, &format!("{exhausted}; what I am asked waits until then, unless you set another"))
     }
 
@@ -88,8 +139,11 @@ impl<D: Door + 'static> Desk<D> {
         let is_refused =
             matches!(how, Ended::Failed(BackendError::Auth(_) | BackendError::Quota(_) | BackendError::Busy { .. }));
         if is_refused && metric.is_none() {
-            self.budget.cancel(turn);
+            self.give_back(turn);
             return None;
+        }
+        if let Some(purse) = &self.setup.purse {
+            purse.settle(self.unix_now(), turn, Some(spent(metric)));
         }
         let charge = self.budget.settle(self.setup.host.unix_now(), turn, spent(metric))?;
         serde_json::to_string(&charge).ok()

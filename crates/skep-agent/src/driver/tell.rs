@@ -20,13 +20,16 @@ impl<D: Door + 'static> Desk<D> {
             return;
         }
         let waits = matches!(row.state, State::Stored | State::Queued);
-        let paused = self.queue.paused().filter(|reason| waits && *reason != STOPS);
+        let held = self.pauses.all().first().map(ToString::to_string);
+        // A provider's refusal is in the queue a moment before it is noted.
+        let paused = held.or_else(|| self.queue.paused().filter(|reason| *reason != STOPS).map(str::to_owned));
+        let paused = paused.filter(|_| waits);
         let status = MessageStatus {
             event_id: row.message.id,
             state: row.state.as_str().to_owned(),
-            reason: paused.unwrap_or(&row.reason).to_owned(),
-            attempts: row.attempts,
             is_paused: paused.is_some(),
+            reason: paused.unwrap_or_else(|| row.reason.clone()),
+            attempts: row.attempts,
         };
         let turn = match &row.state {
             State::Prompted { turn, .. } => Some(turn.0.clone()),

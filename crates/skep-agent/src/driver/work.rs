@@ -6,6 +6,7 @@ use skep_core::meter::{Measured, Observed};
 use skep_core::permit::{self, Nonce, Origin};
 use skep_core::queue::{self, Ended};
 use skep_core::turn::{Cancel, Done, Effect, Outcome, Turn, TurnId};
+use skep_proto::agent::metering::TurnMetric;
 use skep_proto::lease::Epoch;
 use skep_proto::time::Moment;
 use skep_proto::{EventId, RawEvent};
@@ -298,7 +299,9 @@ impl<D: Door + 'static> Desk<D> {
             live.seen.add(events.iter().map(|event| event.id));
         }
         let answer = events.last().map(|event| event.id);
-        let metric = self.measure(channel, &turn.id, &done)?.map(|metric| metric.about(&turn.trigger));
+        let task = self.task_of(&turn.trigger);
+        let metric = self.measure(channel, &turn.id, &done)?;
+        let metric = metric.map(|metric| TurnMetric { task, ..metric.about(&turn.trigger) });
         let held = answer.filter(|_| turn.trigger.form == Form::Wrapped && self.setup.has_leases);
         // Only the home relay knows whether the turn is still ours: what it may yet refuse, no other is given.
         let hold = match self.setup.has_leases {
@@ -333,12 +336,7 @@ impl<D: Door + 'static> Desk<D> {
         self.carry_out(effects)
     }
 
-    fn measure(
-        &mut self,
-        channel: &str,
-        turn: &TurnId,
-        done: &Done,
-    ) -> Result<Option<skep_proto::agent::metering::TurnMetric>, StoreError> {
+    fn measure(&mut self, channel: &str, turn: &TurnId, done: &Done) -> Result<Option<TurnMetric>, StoreError> {
         let session = done.session.as_ref();
         let measured = Measured {
             session: session.map(|session| session.id.clone()),

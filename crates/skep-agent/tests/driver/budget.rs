@@ -1,13 +1,17 @@
 //! Money has brakes: nothing begins that the budget does not allow, and what was spent is known after a restart.
 
+use std::collections::VecDeque;
+use std::sync::Mutex;
 use std::sync::atomic::Ordering;
 
 use futures_util::future::BoxFuture;
 use serde_json::{Value, json};
+use skep_agent::driver::{Purse, Refused};
 use skep_agent::openai::{OpenAi, Tool, ToolAnswer, Toolbox};
 use skep_core::backend::ToolKind;
-use skep_core::budget::Limits;
+use skep_core::budget::{Exhausted, Limit, Limits, Scope, Shared, Spent};
 use skep_core::meter::{Price, PriceTable};
+use skep_core::turn::TurnId;
 
 use super::*;
 use crate::leading::until_is;
@@ -180,4 +184,76 @@ async fn a_turn_that_costs_more_than_one_may_is_ended_and_says_so() {
     let metric = TurnMetric::from_json(&end.metric.unwrap()).unwrap();
     assert!(metric.turn.cost_usd.is_some_and(|usd| usd > 0.5), "and it is billed: {metric:?}");
     assert!(mock.ledger().len() < 16, "it was ended in the middle: {} calls", mock.ledger().len());
+}
+
+/// A budget in common that refuses as it is told, and keeps what it was asked.
+#[derive(Default)]
+struct Common {
+    refusals: Mutex<VecDeque<Refused>>,
+    asked: Mutex<Vec<String>>,
+}
+
+impl Purse for Common {
+    fn limits(&self) -> Shared {
+        Shared::default()
+    }
+
+    fn reserve(&self, _: u64, _: &TurnId, _: PubKey, task: Option<&str>) -> Result<(), Refused> {
+        match self.refusals.lock().unwrap().pop_front() {
+            Some(refused) => Err(refused),
+            None => {
+                self.asked.lock().unwrap().push(format!("reserve {}", task.unwrap_or("-")));
+                Ok(())
+            }
+        }
+    }
+
+    fn settle(&self, _: u64, _: &TurnId, spent: Option<Spent>) {
+        let what = if spent.is_some() { "settle" } else { "give back" };
+        self.asked.lock().unwrap().push(what.into());
+    }
+}
+
+#[tokio::test]
+async fn the_common_budget_is_asked_before_a_turn_and_told_after_it_with_the_task_of_those_who_may_say_one() {
+    let (dir, relay) = (tempfile::tempdir().unwrap(), Arc::new(Relay::default()));
+    let common = Arc::new(Common::default());
+    let full = Exhausted {
+        scope: Scope::Fleet,
+        limit: Limit::UsdPerDay,
+        until: now() + 10_000,
+        is_aside: false,
+        is_news: true,
+    };
+    let broken = Refused::Unusable("budget: budget.db cannot be used: the disk is full".into());
+    common.refusals.lock().unwrap().extend([Refused::Exhausted(full), broken]);
+    let setup = setup(dir.path(), "a", script("cat >/dev/null; echo done"));
+    let audience = Audience { respond_to: RespondTo::Anyone, ..setup.audience.clone() };
+    let instance = Instance::start(Setup { purse: Some(common.clone()), audience, ..setup }, &relay);
+    instance.tell(PROMPTER).await;
+    let say = |author: u8, channel: &str, task: &str| {
+        let draft = Draft::new(Kind::CHAT, now(), "work").tag(["p", &pubkey(AGENT).to_hex()]).tag(["h", channel]);
+        draft.tag(["task", task]).sign(&keys(author), &[0; 32]).raw().clone()
+    };
+    let waiting = [say(OWNER, "one", "T1"), say(OWNER, "two", "T1")];
+    for event in &waiting {
+        instance.event(event).await;
+    }
+    let (reply, flushed) = oneshot::channel();
+    instance.tell(Input::Flushed(reply)).await;
+    flushed.await.unwrap();
+    assert!(reason(&instance, &waiting[0]).contains("budget: usd_per_day of the fleet is used up until"));
+    assert!(reason(&instance, &waiting[1]).contains("budget.db cannot be used: the disk is full"));
+    let told = relay.wait_for(Kind::NOTE, 1).await.pop().unwrap();
+    assert!(told.content.starts_with("budget: usd_per_day of the fleet"), "{}", told.content);
+    assert_eq!(instance.store.newest_turns(9).unwrap().len(), 0, "nothing is spent");
+    for (author, channel, task) in [(OWNER, "three", "T1"), (STRANGER, "four", "T1"), (OWNER, "five", "two words")] {
+        let asked = say(author, channel, task);
+        instance.event(&asked).await;
+        until_is(&instance.store, &asked.id, "answered").await;
+    }
+    let replies = relay.wait_for(Kind::CHAT, 3).await;
+    assert_eq!(replies.iter().map(|reply| reply.tags.single("task")).collect::<Vec<_>>(), [Some("T1"), None, None]);
+    let asked = common.asked.lock().unwrap().clone();
+    assert_eq!(asked, ["reserve T1", "settle", "reserve -", "settle", "reserve -", "settle"]);
 }

@@ -12,6 +12,7 @@ mod leading;
 mod loops;
 mod members;
 mod model;
+mod pause;
 mod profile;
 mod provider;
 mod relay;
@@ -72,9 +73,11 @@ fn setup(dir: &std::path::Path, instance: &str, backend: Backend) -> Setup {
         system: "You are worker.".into(),
         spec: Spec::new(backend, dir, env),
         budget: Default::default(),
+        purse: None,
         prices: None,
         relays: vec![HOME.into()],
         has_leases: true,
+        hears_owner: true,
         store: Arc::new(AgentStore::open(&dir.join(format!("{instance}.db"))).unwrap()),
         host: Arc::new(Machine::default()),
         lead: Arc::new(Always),

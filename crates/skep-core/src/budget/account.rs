@@ -5,10 +5,13 @@ use std::collections::VecDeque;
 use serde::{Deserialize, Serialize};
 use skep_proto::{PubKey, Timestamp, limits};
 
-use super::{Limit, Limits, MicroUsd, Scope, micros};
+use super::{Limit, Limits, MicroUsd, Scope, Spent, micros};
 
 pub const DAY_SECS: u64 = 86_400;
 const HOUR_SECS: u64 = 3_600;
+
+/// Until it is asked again where turns that run may leave something.
+const ASIDE_SECS: u64 = 5;
 
 /// An amount of both things that are limited.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -47,6 +50,21 @@ impl Charge {
         let task = self.task.iter().cloned().map(Scope::Task);
         [Scope::Agent(self.agent)].into_iter().chain(task).chain([Scope::Fleet]).collect()
     }
+
+    /// What was set aside, made good: what is not known of it stays as it was.
+    pub(super) fn settled(&self, now: Timestamp, spent: Spent) -> Self {
+        let usd = spent.usd.and_then(micros).unwrap_or(self.spent.usd);
+        let tokens = spent.tokens.unwrap_or(self.spent.tokens);
+        Self { spent: Amount { usd, tokens }, at: now, ..self.clone() }
+    }
+}
+
+/// The limit that forbids a turn; see [`super::Exhausted`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Short {
+    pub limit: Limit,
+    pub until: Timestamp,
+    pub is_aside: bool,
 }
 
 #[derive(Debug, Default)]
@@ -82,11 +100,11 @@ impl Account {
     }
 
     /// What the next turn would set aside, or the limit that forbids it and until when.
-    pub fn check(&self, now: Timestamp, limits: &Limits) -> Result<Amount, (Limit, Timestamp)> {
+    pub fn check(&self, now: Timestamp, limits: &Limits) -> Result<Amount, Short> {
         let tomorrow = (now / DAY_SECS + 1) * DAY_SECS;
         if limits.turns_per_hour.is_some_and(|most| self.turns.len() >= most as usize) {
             let until = self.turns.front().map_or(now, |at| at + HOUR_SECS);
-            return Err((Limit::TurnsPerHour, until.max(now + 1)));
+            return Err(Short { limit: Limit::TurnsPerHour, until: until.max(now + 1), is_aside: false });
         }
         let per_turn = limits.usd_per_turn.map(limit);
         let left_usd = limits.usd_per_day.map(|most| self.left(limit(most), |amount| amount.usd));
@@ -96,11 +114,16 @@ impl Account {
         let usual = median(&self.recent_usd).map(|usd| usd.min(per_turn.unwrap_or(u64::MAX)));
         let usd = usual.or(per_turn).or(left_usd).unwrap_or(0);
         let tokens = median(&self.recent_tokens).or(left_tokens).unwrap_or(0);
-        if left_usd.is_some_and(|left| left == 0 || usd > left) {
-            return Err((Limit::UsdPerDay, tomorrow));
+        // When all that run have ended there is this much more at most: then it is worth to wait for them.
+        let short = |limit, wanted: u64, left: u64, aside: u64| {
+            let is_aside = aside > 0 && wanted <= left.saturating_add(aside);
+            Short { limit, until: if is_aside { now + ASIDE_SECS } else { tomorrow }, is_aside }
+        };
+        if let Some(left) = left_usd.filter(|left| *left == 0 || usd > *left) {
+            return Err(short(Limit::UsdPerDay, usd, left, self.reserved.usd));
         }
-        if left_tokens.is_some_and(|left| left == 0 || tokens > left) {
-            return Err((Limit::TokensPerDay, tomorrow));
+        if let Some(left) = left_tokens.filter(|left| *left == 0 || tokens > *left) {
+            return Err(short(Limit::TokensPerDay, tokens, left, self.reserved.tokens));
         }
         Ok(Amount { usd, tokens })
     }

@@ -83,6 +83,68 @@ fn without_anything_to_go_by_the_first_turn_runs_alone() {
 }
 
 #[test]
+fn what_is_set_aside_is_waited_for_and_is_no_news() {
+    let mut budget = budget(Limits { tokens_per_day: Some(1_000), ..Limits::default() });
+    assert_eq!(reserve(&mut budget, 10, 1), Ok(()));
+    let waits = budget.reserve(10, &turn(2), AGENT, None).expect_err("all is set aside");
+    assert_eq!((waits.is_aside, waits.is_news), (true, false));
+    assert!((11..100).contains(&waits.until), "{waits}");
+    budget.settle(20, &turn(1), Spent { usd: None, tokens: Some(1_000) });
+    let full = budget.reserve(20, &turn(2), AGENT, None).expect_err("all is spent");
+    assert_eq!((full.is_aside, full.is_news, full.until), (false, true, DAY));
+}
+
+#[test]
+fn very_many_tasks_are_forgotten_but_not_the_one_that_is_asked_about_or_runs() {
+    let mut budget = Budget::new();
+    let once = Limits { turns_per_hour: Some(1), ..Limits::default() };
+    let mut ask = |n: usize| {
+        let task = n.to_string();
+        budget.set(Scope::Task(task.clone()), once);
+        budget.reserve(0, &turn(n), AGENT, Some(task)).expect("its first");
+        if n > 0 {
+            budget.settle(0, &turn(n), Spent::default());
+        }
+        budget.accounts.len()
+    };
+    let most = (0..10_000).map(&mut ask).max().expect("some");
+    assert!(most <= limits::TASK_ACCOUNTS_MAX + 2, "{most}");
+    let again = |budget: &mut Budget, task: &str| budget.reserve(0, &turn(0), AGENT, Some(task.into())).is_err();
+    assert!(again(&mut budget, "0") && again(&mut budget, "9999"), "what runs, and the last");
+}
+
+#[test]
+fn a_refusal_names_whose_limit_it_is() {
+    let refusal =
+        |scope| Exhausted { scope, limit: Limit::UsdPerDay, until: 0, is_aside: false, is_news: true }.to_string();
+    let end = "is used up until 1970-01-01T00:00:00.000Z";
+    assert_eq!(refusal(Scope::Agent(AGENT)), format!("budget: usd_per_day {end}"));
+    assert_eq!(refusal(Scope::Task("T1".into())), format!("budget: usd_per_day of task T1 {end}"));
+    assert_eq!(refusal(Scope::Fleet), format!("budget: usd_per_day of the fleet {end}"));
+}
+
+#[test]
+fn entries_of_a_home_count_those_that_ended_those_that_run_and_those_that_were_lost() {
+    let shared = Shared { fleet: Limits { tokens_per_day: Some(100), ..Limits::default() }, task: Limits::default() };
+    let charge = |tokens| Charge { agent: AGENT, task: None, at: 10, spent: Amount { usd: 0, tokens } };
+    let entry = |n, tokens, is_open| Entry {
+        turn: turn(n),
+        began: 10,
+        charge: charge(tokens),
+        known: Spent::default(),
+        is_open,
+    };
+    let ended = entry(1, 50, true).settled(20, Spent { usd: None, tokens: Some(30) });
+    assert_eq!((ended.charge.spent.tokens, ended.is_open), (30, false));
+    let entries = [ended, entry(2, 40, true)];
+    let mut soon = shared.budget(30, None, entries.clone());
+    assert_eq!(soon.today(30, &Scope::Fleet), (Amount { usd: 0, tokens: 30 }, Amount { usd: 0, tokens: 40 }));
+    let later = 10 + 3 * 3_600;
+    let mut lost = shared.budget(later, None, entries);
+    assert_eq!(lost.today(later, &Scope::Fleet), (Amount { usd: 0, tokens: 70 }, Amount::default()));
+}
+
+#[test]
 fn a_running_turn_that_passes_its_cap_is_to_be_cancelled_and_the_next_may_begin() {
     let mut budget = budget(USD_DAY);
     reserve(&mut budget, 0, 1).expect("the first");

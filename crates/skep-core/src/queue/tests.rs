@@ -200,6 +200,20 @@ fn a_hard_limit_of_the_provider_pauses_the_agent_and_burns_no_attempt() {
 }
 
 #[test]
+fn a_pause_and_what_the_shell_holds_are_lifted_each_by_itself() {
+    let mut queue = queue(Settings::default());
+    for input in [Input::Held(true), Input::Paused("by hand".into())] {
+        queue.handle(0, 0, input);
+    }
+    send(&mut queue, 1, "a", 0);
+    for input in [Input::Resumed, Input::Paused("by hand".into()), Input::Held(false), Input::Tick] {
+        assert_eq!(prompts(&queue.handle(1, 0, input)), [], "one of them holds still");
+    }
+    assert!(!queue.may_begin());
+    assert_eq!(prompts(&queue.handle(2, 0, Input::Resumed)), [(1, 1)]);
+}
+
+#[test]
 fn retry_after_is_obeyed_by_the_whole_agent_and_burns_no_attempt() {
     let mut queue = queue(Settings { parallel: 2, ..Settings::default() });
     send(&mut queue, 1, "a", 0);

@@ -103,6 +103,8 @@ pub enum Input {
     /// No new turns until [`Input::Resumed`].
     Paused(String),
     Resumed,
+    /// Whether there is another reason that no new turns begin; it and a pause are lifted each by itself.
+    Held(bool),
     /// Whether this instance is the prompter.
     Leading(bool),
     /// A time of [`Effect::WakeAt`] came.

@@ -1,5 +1,6 @@
 //! What an agent subscribes to.
 
+use skep_proto::pause::Reach;
 use skep_proto::{Filter, Kind, PubKey, Timestamp};
 
 /// What can mention an agent and be answered.
@@ -12,15 +13,18 @@ const OWN: [Kind; 6] =
 
 /// The filters of one agent.
 #[derive(Debug, Clone, Copy)]
-pub struct Concerns(pub PubKey);
+pub struct Concerns {
+    pub agent: PubKey,
+    pub owner: Option<PubKey>,
+}
 
 impl Concerns {
     fn naming_it(self, kinds: Vec<Kind>) -> Filter {
-        Filter { kinds: Some(kinds), tags: vec![(b'p', vec![self.0.to_hex()])], ..Filter::new() }.normalized()
+        Filter { kinds: Some(kinds), tags: vec![(b'p', vec![self.agent.to_hex()])], ..Filter::new() }.normalized()
     }
 
     fn own(self) -> Filter {
-        Filter { kinds: Some(OWN.to_vec()), authors: Some(vec![self.0]), ..Filter::new() }.normalized()
+        Filter { kinds: Some(OWN.to_vec()), authors: Some(vec![self.agent]), ..Filter::new() }.normalized()
     }
 
     /// Messages to it. Gift wraps are apart: their times are not true.
@@ -42,17 +46,24 @@ impl Concerns {
 
     /// The lease on being this agent's prompter.
     pub fn lease(self) -> Filter {
-        let resource = format!("prompter:{}", self.0);
+        let resource = format!("prompter:{}", self.agent);
         Filter { kinds: Some(vec![Kind::LEASE_STATE]), tags: vec![(b'd', vec![resource])], ..Filter::new() }
     }
 
+    /// The owner's word that no turns begin, or that they may: two events at the most, the last ones.
+    pub fn owners_word(self) -> Option<Filter> {
+        let identifiers = [Reach::Fleet, Reach::Agent(self.agent)].map(|reach| reach.identifier());
+        let tags = vec![(b'd', identifiers.to_vec())];
+        Some(Filter { kinds: Some(vec![Kind::APP_DATA]), authors: Some(vec![self.owner?]), tags, ..Filter::new() })
+    }
+
     /// What comes from now on, whatever its date; of what is stored only what a limit of one gives. Control frames
-    /// are kept for minutes, so those of the last minutes come too.
+    /// are kept for minutes, so those of the last minutes come too, and so does the owner's last word.
     pub fn live(self, now: Timestamp) -> Vec<Filter> {
         let [messages, own] = self.dated().map(|filter| Filter { limit: Some(1), ..filter });
         let wraps = Filter { limit: Some(1), ..self.wraps() };
         let since = now.saturating_sub(skep_proto::limits::CONTROL_FRESH_SECS);
         let frames = Filter { since: Some(since), ..self.naming_it(vec![Kind::AGENT_FRAME]) };
-        vec![messages, wraps, own, frames, self.lease()]
+        [messages, wraps, own, frames, self.lease()].into_iter().chain(self.owners_word()).collect()
     }
 }

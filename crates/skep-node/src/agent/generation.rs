@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use skep_agent::driver::{INPUTS_MAX, Input, Setup};
+use skep_agent::driver::{INPUTS_MAX, Input, Purse, Setup};
 use skep_core::leader::RelayLease;
 use skep_proto::limits;
 use skep_store::agent::Kept;
@@ -19,6 +19,7 @@ use super::library::Library;
 use super::link::{self, Feed};
 use super::locks::Locks;
 use super::outbox::{self, Post};
+use super::purse::HomePurse;
 use super::reconnect::Connection;
 use super::{Plan, instance::StartError};
 use crate::clock::{Machine, unix_now};
@@ -102,6 +103,9 @@ impl Generation {
         let handles = Handles { inputs: inputs.downgrade(), lead, door: door.connection(), links: connections };
         let claims = Arc::new(Notify::new());
         links.spawn(claim(Arc::clone(&claims), handles.lead.clone(), stop_links.clone()));
+        if let Some((_, home)) = handles.links.first().filter(|_| has_leases) {
+            links.spawn(tell_hearing(home.clone(), inputs.downgrade(), stop_links.clone()));
+        }
         links.spawn(tell_caught_up(handles.links.clone(), inputs.downgrade(), stop_links.clone()));
         let setup = setup(plan, has_leases, store, instance, posted, claims, handles.lead.clone());
         let driver = tokio::spawn(drive(setup, Arc::new(door), outputs));
@@ -180,6 +184,7 @@ fn start_links(
         let feed = Feed {
             url: relay.clone(),
             agent: plan.credentials.keys.pubkey(),
+            owner: plan.audience.owner,
             credentials: plan.credentials.clone(),
             store: Arc::clone(store),
             inputs: inputs.clone(),
@@ -265,11 +270,39 @@ async fn tell_caught_up(
     stop.run_until_cancelled(tell).await;
 }
 
+/// Tells the driver whether what the owner says is heard. While the link to the home relay is not up, no turn begins: a
+/// lease may be had all the same, and what the owner said meanwhile is not known. A relay that serves no subscription is
+/// not waited for.
+async fn tell_hearing(mut home: watch::Receiver<Connection>, inputs: mpsc::WeakSender<Input>, stop: CancellationToken) {
+    let tell = async {
+        let mut told = false;
+        loop {
+            let hears = !matches!(*home.borrow_and_update(), Connection::Connecting | Connection::Waits { .. });
+            if hears != told {
+                let Some(inputs) = inputs.upgrade() else { return };
+                if inputs.send(Input::HearsOwner(hears)).await.is_err() {
+                    return;
+                }
+                told = hears;
+            }
+            if home.changed().await.is_err() {
+                return;
+            }
+        }
+    };
+    stop.run_until_cancelled(tell).await;
+}
+
 /// Takes the lead when the owner says so in a control frame.
 async fn claim(claims: Arc<Notify>, lead: Lead, stop: CancellationToken) {
     while stop.run_until_cancelled(claims.notified()).await.is_some() {
         lead.claim().await;
     }
+}
+
+/// Where nothing common is limited there is no ledger, and no cost.
+fn purse(plan: &Plan) -> Option<Arc<dyn Purse>> {
+    plan.shared.is_set().then(|| Arc::new(HomePurse::new(plan.ledger.clone(), plan.shared)) as Arc<dyn Purse>)
 }
 
 fn setup(
@@ -294,9 +327,11 @@ fn setup(
         system: plan.system.clone(),
         spec: plan.spec.clone(),
         budget: plan.budget,
+        purse: purse(plan),
         prices: plan.prices.clone(),
         relays: plan.relays.clone(),
         has_leases,
+        hears_owner: false,
         store: Arc::clone(store),
         host: Arc::new(Machine::default()),
         lead: Arc::new(lead),

@@ -56,6 +56,8 @@ const STEP: Duration = Duration::from_secs(15);
 pub struct Feed {
     pub url: String,
     pub agent: PubKey,
+    /// Whose word to begin no turns is brought, too.
+    pub owner: Option<PubKey>,
     pub credentials: Credentials,
     pub store: Arc<AgentStore>,
     /// The driver's. A link waits while it is full.
@@ -147,7 +149,7 @@ impl Link {
     async fn session(&self) -> Result<Infallible, Ended> {
         let mut live = self.connect().await?;
         let started = unix_now();
-        let mut sub = live.subscribe(Concerns(self.feed.agent).live(started)).await.map_err(Failure::from)?;
+        let mut sub = live.subscribe(self.concerns().live(started)).await.map_err(Failure::from)?;
         let mut held = Held::default();
         while let Some(event) = self.next(&mut live, &mut sub).await? {
             self.hold(event, &mut held).await?;
@@ -176,6 +178,10 @@ impl Link {
             ended = follow => ended,
             ended = late => ended,
         }
+    }
+
+    fn concerns(&self) -> Concerns {
+        Concerns { agent: self.feed.agent, owner: self.feed.owner }
     }
 
     async fn connect(&self) -> Result<Client, Failure> {
@@ -218,7 +224,7 @@ impl Link {
 
     /// Keeps what has an order until what was before it is there; orders and news do not wait.
     async fn hold(&self, event: VerifiedEvent, held: &mut Held) -> Result<(), Ended> {
-        if matches!(event.kind, Kind::AGENT_FRAME | Kind::LEASE_STATE | Kind::REACTION) {
+        if matches!(event.kind, Kind::AGENT_FRAME | Kind::LEASE_STATE | Kind::REACTION | Kind::APP_DATA) {
             return self.hand(event).await;
         }
         held.bytes += event.content.len();
@@ -231,7 +237,7 @@ impl Link {
         let mut client = self.connect().await?;
         let cursor = self.with_store(|store, url| store.cursor(url)).await?;
         let since = if cursor == 0 { started.saturating_sub(FIRST_SECS) } else { cursor.saturating_sub(OVERLAP_SECS) };
-        let concerns = Concerns(self.feed.agent);
+        let concerns = self.concerns();
         // Below a cursor that moves with the messages: so these first.
         self.fetch(&mut client, vec![concerns.wraps()], since.saturating_sub(WRAP_SECS), None).await?;
         self.fetch(&mut client, concerns.dated().to_vec(), since, Some(started)).await?;
@@ -270,7 +276,7 @@ impl Link {
     async fn fetch_late(&self, client: &mut Client, started: Timestamp) -> Result<(), Ended> {
         let since = started.saturating_sub(LATE_SECS);
         let ours = self.with_store(move |store, _| store.message_ids(since)).await?;
-        let filter = Filter { since: Some(since), ..Concerns(self.feed.agent).messages() };
+        let filter = Filter { since: Some(since), ..self.concerns().messages() };
         let missing = match reconcile(client, &filter, &ours).await {
             Ok(difference) => difference.need,
             Err(error @ TransferError::NoReconciliation { .. }) => {

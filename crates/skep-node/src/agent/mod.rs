@@ -18,6 +18,7 @@ pub mod locks;
 mod notice;
 pub mod outbox;
 mod prompter;
+pub mod purse;
 pub mod reconnect;
 pub mod settings;
 
@@ -30,7 +31,7 @@ use std::path::PathBuf;
 
 use skep_agent::Spec;
 use skep_core::audience::Audience;
-use skep_core::budget::Limits;
+use skep_core::budget::{Limits, Shared};
 use skep_core::leader::Mode;
 use skep_core::meter::PriceTable;
 use skep_core::permit::Policy;
@@ -51,6 +52,10 @@ pub struct Plan {
     pub about: String,
     pub system: String,
     pub budget: Limits,
+    /// The limits that agents of this home have in common.
+    pub shared: Shared,
+    /// `<home>/budget.db`: their account.
+    pub ledger: PathBuf,
     pub prices: Option<PriceTable>,
     pub spec: Spec,
     /// The first is its home.

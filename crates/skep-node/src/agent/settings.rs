@@ -18,6 +18,7 @@ use skep_proto::name::NameError;
 use skep_proto::{PubKey, Tags, limits};
 
 use super::Plan;
+use super::purse::LEDGER;
 use crate::client::{Credentials, parse_relay_url};
 use crate::config::ConfigError;
 use crate::keys::{self, KeyName, Keys};
@@ -180,6 +181,53 @@ impl BudgetSettings {
     fn limits(&self) -> budget::Limits {
         let Self { usd_per_day, tokens_per_day, usd_per_turn, turns_per_hour } = *self;
         budget::Limits { usd_per_day, tokens_per_day, usd_per_turn, turns_per_hour }
+    }
+}
+
+/// `[budget]`: of all agents of this home together, and in `[budget.task]` of each task.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct FleetBudgetSettings {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub usd_per_day: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tokens_per_day: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub usd_per_turn: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub turns_per_hour: Option<u32>,
+    pub task: BudgetSettings,
+}
+
+impl FleetBudgetSettings {
+    /// (name, default, meaning) of each setting, for the generated page.
+    pub fn table() -> Vec<(&'static str, &'static str, &'static str)> {
+        vec![
+            ("usd_per_day", "no bound", "US dollars that all agents of this home may spend in a day (UTC)."),
+            ("tokens_per_day", "no bound", "Tokens, likewise."),
+            ("usd_per_turn", "no bound", "US dollars of one turn of any agent; it is ended when it passes them."),
+            ("turns_per_hour", "no bound", "Turns that all agents together may begin in an hour."),
+            ("task", "{}", "The same four for each task: `[budget.task]`."),
+        ]
+    }
+
+    pub fn check(&self) -> Result<(), ConfigError> {
+        let amounts = [
+            ("budget.usd_per_day", self.usd_per_day),
+            ("budget.usd_per_turn", self.usd_per_turn),
+            ("budget.task.usd_per_day", self.task.usd_per_day),
+            ("budget.task.usd_per_turn", self.task.usd_per_turn),
+        ];
+        match amounts.iter().find(|(_, usd)| usd.is_some_and(|usd| !usd.is_finite() || usd < 0.0)) {
+            None => Ok(()),
+            Some((setting, _)) => Err(ConfigError::Value { setting, cause: "is 0 or more".into() }),
+        }
+    }
+
+    pub fn limits(&self) -> budget::Shared {
+        let Self { usd_per_day, tokens_per_day, usd_per_turn, turns_per_hour, ref task } = *self;
+        let fleet = budget::Limits { usd_per_day, tokens_per_day, usd_per_turn, turns_per_hour };
+        budget::Shared { fleet, task: task.limits() }
     }
 }
 
@@ -354,6 +402,8 @@ impl AgentSettings {
             // A model server has a place of its own for it.
             system: if self.backend == BackendKind::OpenAi { String::new() } else { self.system.clone() },
             budget: self.budget.limits(),
+            shared: Default::default(),
+            ledger: home.join(LEDGER),
             prices: self.price.as_ref().map(PriceSettings::table),
             spec,
             relays: self.relays.clone(),

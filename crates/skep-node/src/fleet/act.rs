@@ -6,7 +6,7 @@ use skep_agent::driver::Command;
 use skep_core::leader::{RelayLease, Role, WaitsFor};
 use skep_core::queue::State;
 use skep_proto::control::Outcome;
-use skep_proto::{EventId, limits};
+use skep_proto::{EventId, RawEvent, limits};
 use tokio::time::timeout;
 
 use super::Member;
@@ -21,6 +21,8 @@ const RETRIES_MAX: u32 = limits::CONTROL_MESSAGES_MAX;
 pub(super) enum Act {
     Pause(String),
     Resume,
+    /// The owner's word, verified.
+    Heed(Box<RawEvent>),
     /// `None`: all that are dead.
     Retry(Option<EventId>),
     Claim {
@@ -51,6 +53,7 @@ async fn tell(member: &Member, contact: &Contact, act: &Act) -> Said {
     match act {
         Act::Pause(reason) => pause(member, contact, reason).await,
         Act::Resume => command(contact, Command::Resume).await,
+        Act::Heed(event) => command(contact, Command::Heed(event.clone())).await,
         Act::Cancel(channel) => command(contact, Command::Cancel { channel: channel.clone() }).await,
         Act::Retry(message) => retry(member, contact, *message).await,
         Act::Claim { is_steal } => claim(member, contact, *is_steal).await,

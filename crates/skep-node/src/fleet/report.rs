@@ -3,12 +3,13 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use skep_agent::driver::PAUSED;
+use skep_agent::driver::pauses;
 use skep_core::leader::{RelayLease, Role as LeaderRole, WaitsFor};
 use skep_core::queue::{Row, State as MessageState};
 use skep_proto::control::{
     AgentStatus, Claim, InboxRow, LeaseState, LinkState, LinkStatus, OutboxStatus, Role, RunState, Standing, TurnStatus,
 };
+use skep_proto::pause::Held;
 use skep_proto::{Timestamp, limits};
 use skep_store::agent::Message;
 use skep_store::{AgentStore, StoreError};
@@ -24,7 +25,8 @@ const TURNS_MAX: u32 = 64;
 pub fn of_member(member: &Member) -> AgentStatus {
     let facts = &member.facts;
     match &member.contact {
-        Err(why) => AgentStatus { reason: cut(why), ..bare(facts, RunState::Failed) },
+        // What its records say holds it all the same.
+        Err(why) => AgentStatus { state: RunState::Failed, reason: cut(why), ..at_rest(facts, &facts.directory) },
         Ok(contact) => {
             let status = running(facts, contact);
             status.unwrap_or_else(|error| AgentStatus {
@@ -48,7 +50,7 @@ pub fn at_rest(facts: &Facts, directory: &Path) -> AgentStatus {
         Ok::<_, StoreError>(AgentStatus {
             outbox: OutboxStatus { waiting, refused },
             inbox: counts(&store)?,
-            paused: store.fact(PAUSED)?.map(|reason| cut(&reason)),
+            paused: held(&store)?,
             changed_at: store.changed_at()?,
             ..status.clone()
         })
@@ -62,7 +64,14 @@ pub fn inbox(store: &AgentStore, agent: &str, state: Option<&str>, most: u32) ->
         Some(state) => store.messages_in(state, most)?,
         None => store.newest_messages(most)?,
     };
-    Ok(messages.iter().map(|message| inbox_row(agent, message)).collect())
+    let held = held(store)?;
+    Ok(messages.iter().map(|message| inbox_row(agent, message, held.first())).collect())
+}
+
+/// Why no new turns begin.
+fn held(store: &AgentStore) -> Result<Vec<Held>, StoreError> {
+    let all = pauses(store)?.all().into_iter();
+    Ok(all.map(|held| Held { reason: cut(&held.reason), ..held }).collect())
 }
 
 /// The same of an agent that does not run; nothing, if it never did.
@@ -79,7 +88,8 @@ pub fn inbox_at_rest(
     inbox(&AgentStore::open_to_read(&records)?, agent, state, most)
 }
 
-fn inbox_row(agent: &str, message: &Message) -> InboxRow {
+/// A message that waits is held by a pause before anything else.
+fn inbox_row(agent: &str, message: &Message, held: Option<&Held>) -> InboxRow {
     let row = row_of(message);
     let answer = row.as_ref().and_then(|row| match row.state {
         MessageState::Answered { event } => event,
@@ -92,7 +102,11 @@ fn inbox_row(agent: &str, message: &Message) -> InboxRow {
         channel: message.channel.clone(),
         state: message.state.name.clone(),
         since: message.state.at,
-        reason: row.as_ref().map_or_else(String::new, |row| cut(&row.reason)),
+        reason: match (&row, held.filter(|_| ["stored", "queued"].contains(&message.state.name.as_str()))) {
+            (_, Some(held)) => cut(&format!("paused {held}")),
+            (Some(row), None) => cut(&row.reason),
+            (None, None) => String::new(),
+        },
         attempts: row.map_or(0, |row| row.attempts),
         answer,
     }
@@ -122,7 +136,7 @@ fn running(facts: &Facts, contact: &Contact) -> Result<AgentStatus, StoreError> 
         outbox: OutboxStatus { waiting: now.outbox.0, refused: now.outbox.1 },
         inbox: counts(store)?,
         turns: turns(store)?,
-        paused: store.fact(PAUSED)?.map(|reason| cut(&reason)),
+        paused: held(store)?,
         changed_at: store.changed_at()?,
         ..bare(facts, state)
     })
@@ -141,7 +155,7 @@ fn bare(facts: &Facts, state: RunState) -> AgentStatus {
         outbox: OutboxStatus::default(),
         inbox: BTreeMap::new(),
         turns: Vec::new(),
-        paused: None,
+        paused: Vec::new(),
         changed_at: None,
     }
 }

@@ -2,17 +2,47 @@
 
 use std::path::Path;
 
-use skep_agent::driver::PAUSED;
+use skep_agent::driver::{note_here, note_word, pauses};
+use skep_proto::pause::{Held, Reach};
+use skep_proto::{RawEvent, Timestamp};
 use skep_store::AgentStore;
 use skep_store::lock::DirLock;
 
 use crate::agent::{RECORDS, StartError, make_directory};
+use crate::clock::unix_now;
 
-/// Notes that no new turns begin, or that they may, for the next time it starts. Fails while it runs.
-pub fn set_pause(directory: &Path, reason: Option<&str>) -> Result<(), StartError> {
+/// Notes that no new turns begin in this home, or that they may, for the next time it starts. Fails while it runs.
+pub fn set_pause(directory: &Path, held: Option<&Held>) -> Result<Vec<Held>, StartError> {
+    with_records(directory, |store| {
+        note_here(store, held)?;
+        Ok(pauses(store)?.all())
+    })
+}
+
+/// Notes its owner's word, for the next time it starts, and that its relays are told then. Fails while it runs.
+pub fn heed(directory: &Path, reach: &Reach, event: &RawEvent, relays: &[String]) -> Result<Vec<Held>, StartError> {
+    with_records(directory, |store| {
+        let mut all = pauses(store)?;
+        if note_word(store, &mut all, reach, event)? {
+            store.enqueue(std::slice::from_ref(event), relays, unix_now())?;
+        }
+        Ok(all.all())
+    })
+}
+
+/// The date of its owner's last word; also while it runs. What cannot be read is not known.
+pub fn newest_word(directory: &Path, reach: &Reach) -> Option<Timestamp> {
+    let store = AgentStore::open_to_read(&directory.join(RECORDS)).ok()?;
+    pauses(&store).ok()?.word(reach).map(|word| word.at)
+}
+
+fn with_records<T>(
+    directory: &Path,
+    work: impl FnOnce(&AgentStore) -> Result<T, skep_store::StoreError>,
+) -> Result<T, StartError> {
     make_directory(directory)?;
     crate::home::check_directory(directory)?;
     let _lock = DirLock::acquire(directory)?;
     let store = AgentStore::open(&directory.join(RECORDS))?;
-    Ok(store.set_fact(PAUSED, reason)?)
+    Ok(work(&store)?)
 }

@@ -1,6 +1,6 @@
 //! Direct messages between the owner and an agent: written as gift wraps (NIP-17), read in that form and the old one.
 
-use skep_proto::{Draft, Kind, PubKey, RawEvent, Timestamp, seal, wrap};
+use skep_proto::{Draft, Kind, PubKey, RawEvent, Timestamp, seal, thread, wrap};
 
 use super::fresh;
 use crate::keys::{KeyError, Keys};
@@ -25,9 +25,10 @@ pub enum LetterError {
     Seal(#[from] seal::SealError),
 }
 
-/// Writes to one agent.
-pub fn write(keys: &Keys, to: &PubKey, text: &str, now: Timestamp) -> Result<Letter, LetterError> {
+/// Writes to one agent, about a task where there is one.
+pub fn write(keys: &Keys, to: &PubKey, text: &str, task: Option<&str>, now: Timestamp) -> Result<Letter, LetterError> {
     let draft = Draft::new(Kind::PRIVATE_MESSAGE, now, text).tag(["p", &to.to_hex()]).tag(super::salt()?);
+    let draft = task.into_iter().fold(draft, |draft, task| draft.tag([thread::TASK, task]));
     let rumor = wrap::rumor(draft, keys.pubkey());
     let wrapped = |reader: &PubKey| -> Result<RawEvent, LetterError> {
         let back = || Ok::<u64, KeyError>(u64::from_le_bytes(fresh()?));
@@ -71,7 +72,7 @@ mod tests {
     fn a_letter_is_read_by_both_and_nobody_else() {
         let keys = || Keys::generate().expect("randomness");
         let (owner, agent, other) = (keys(), keys(), keys());
-        let letter = write(&owner, &agent.pubkey(), "quietly", 1_700_000_000).expect("it is written");
+        let letter = write(&owner, &agent.pubkey(), "quietly", None, 1_700_000_000).expect("it is written");
         assert_eq!(read(&agent, &letter.event).as_ref(), Some(&letter.rumor));
         assert_eq!(read(&owner, &letter.copy).as_ref(), Some(&letter.rumor));
         assert_eq!((read(&other, &letter.event), read(&agent, &letter.copy)), (None, None));

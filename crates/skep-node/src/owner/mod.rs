@@ -1,7 +1,8 @@
 //! The owner's side of agents, over relays: who they are, what they say and ask, what became of a message, what it cost.
 //!
 //! Job: resolve names (`directory`), follow a relay through lost connections (`feed`), publish until there is a word
-//! (`post`), write and read direct messages (`letter`), list and answer permission cards (`cards`), read turn metrics (`bills`).
+//! (`post`), write and read direct messages (`letter`), list and answer permission cards (`cards`), read turn metrics (`bills`),
+//! hold agents back and let them go on (`word`).
 //! Neighbours: [`crate::client`] speaks to relays; `skep_core::{fate, watch, usage}` decide what it means; the commands
 //! of the binary print it.
 //! Must not: print, or believe that an agent is the owner's without the owner's signature.
@@ -12,6 +13,7 @@ pub mod directory;
 pub mod feed;
 pub mod letter;
 pub mod post;
+pub mod word;
 
 pub use directory::{Agent, Directory, Unknown};
 pub use feed::{Feed, Heard};

@@ -53,7 +53,7 @@ async fn answer(setup: Setup, _: Arc<RemoteDoor>, mut inputs: mpsc::Receiver<Inp
             }
             Input::Command(Command::Resume, reply) => drop(reply.send(Ok(setup.instance.clone()))),
             Input::Flushed(done) => drop(done.send(())),
-            Input::CaughtUp | Input::Delivered { .. } | Input::Command(..) => {}
+            Input::CaughtUp | Input::HearsOwner(_) | Input::Delivered { .. } | Input::Command(..) => {}
         }
         for message in waiting.drain(..).filter(|_| leads) {
             let reply = Draft::new(Kind::NOTE, unix_now(), format!("to {}", message.content));

@@ -39,6 +39,7 @@ impl Linked {
         let feed = Feed {
             url: hive.url(),
             agent: hive.agent.pubkey(),
+            owner: None,
             credentials: hive.credentials(),
             store: Arc::clone(&store),
             inputs: sender,

@@ -10,4 +10,5 @@ mod link;
 mod loops;
 mod members;
 mod outbox;
+mod purse;
 mod story;

@@ -49,6 +49,9 @@ pub struct TurnMetric {
     /// The first message of the thread that they are in.
     #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "known_or_none")]
     pub root_event_id: Option<EventId>,
+    /// The task that the turn was charged to.
+    #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "known_or_none")]
+    pub task: Option<String>,
 }
 
 /// Counters, of a turn or of a session so far.
@@ -239,6 +242,7 @@ mod tests {
             cost_basis: Some(CostBasis::Reported),
             triggering_event_ids: Vec::new(),
             root_event_id: None,
+            task: None,
         }
     }
 

@@ -90,7 +90,7 @@ impl std::fmt::Debug for AgentStore {
 
 /// Runs what waits for the disk. A worker of a runtime hands its other tasks to another thread meanwhile: sockets,
 /// leases and the relay of the process do not wait for an agent's commit.
-fn blocking<T>(work: impl FnOnce() -> T) -> T {
+pub(crate) fn blocking<T>(work: impl FnOnce() -> T) -> T {
     match Handle::try_current() {
         Ok(runtime) if runtime.runtime_flavor() == RuntimeFlavor::MultiThread => tokio::task::block_in_place(work),
         _ => work(),
@@ -98,7 +98,7 @@ fn blocking<T>(work: impl FnOnce() -> T) -> T {
 }
 
 /// SQLite would make the file with the process's umask.
-fn create_private(path: &Path) -> Result<(), StoreError> {
+pub(crate) fn create_private(path: &Path) -> Result<(), StoreError> {
     use std::os::unix::fs::OpenOptionsExt;
     if path.exists() {
         return Ok(());

@@ -3,8 +3,10 @@
 use std::path::PathBuf;
 
 use clap::{ArgGroup, Args, Subcommand};
+use skep_proto::limits;
 
 use super::SettingsArgs;
+use super::owner::OwnerArgs;
 
 #[derive(Debug, Args)]
 pub struct UpArgs {
@@ -28,25 +30,29 @@ pub struct AgentArg {
 
 #[derive(Debug, Args)]
 pub struct PauseArgs {
-    /// Agents, with or without an @; none: all of this home.
+    /// Agents: @name, npub or hex; none: all of yours, wherever they run.
     #[arg(value_name = "NAME", value_parser = without_at)]
     pub names: Vec<String>,
-    /// Why, for whoever looks later.
-    #[arg(long, value_name = "TEXT", default_value = "paused by its owner")]
+    /// Why, for whoever looks later. Whoever reads the relay can read it.
+    #[arg(long, value_name = "TEXT", default_value = "", hide_default_value = true, value_parser = reason)]
     pub reason: String,
-    /// A TOML file; without it: config.toml in the home directory.
-    #[arg(long, value_name = "PATH")]
-    pub config: Option<PathBuf>,
+    /// Only in this home: agents elsewhere hear nothing of it.
+    #[arg(long)]
+    pub here: bool,
+    #[command(flatten)]
+    pub who: OwnerArgs,
 }
 
 #[derive(Debug, Args)]
 pub struct ResumeArgs {
-    /// Agents, with or without an @; none: all of this home.
+    /// Agents: @name, npub or hex; none: all of yours, wherever they run.
     #[arg(value_name = "NAME", value_parser = without_at)]
     pub names: Vec<String>,
-    /// A TOML file; without it: config.toml in the home directory.
-    #[arg(long, value_name = "PATH")]
-    pub config: Option<PathBuf>,
+    /// Lift only what was paused in this home, or by a provider.
+    #[arg(long)]
+    pub here: bool,
+    #[command(flatten)]
+    pub who: OwnerArgs,
 }
 
 #[derive(Debug, Args)]
@@ -130,7 +136,7 @@ pub enum FleetCommand {
     /// Make the instance of this machine lead, whoever does: the other's turn is cancelled and billed.
     #[command(after_help = CLAIM_HELP)]
     Steal(AgentArg),
-    /// Begin no new turns of one agent; its messages wait.
+    /// Begin no new turns of an agent, wherever it runs; its messages wait.
     #[command(after_help = PAUSE_HELP)]
     Pause(PauseArgs),
     /// Go on after a pause.
@@ -145,6 +151,11 @@ pub enum FleetCommand {
 fn without_at(text: &str) -> Result<String, String> {
     let name = text.strip_prefix('@').unwrap_or(text);
     if name.is_empty() { Err("a name is missing after the @".into()) } else { Ok(name.to_owned()) }
+}
+
+fn reason(text: &str) -> Result<String, String> {
+    let most = limits::CONTROL_REASON_BYTES_MAX;
+    if text.len() > most { Err(format!("a reason has at most {most} bytes")) } else { Ok(text.to_owned()) }
 }
 
 pub const UP_HELP: &str = "\
@@ -174,12 +185,18 @@ States: stored, queued, prompted, answered, refused, expired, dead. Also while n
 
 pub const PAUSE_HELP: &str = "\
 Examples:
-  skep pause --reason 'over the weekend'      all agents of this home
-  skep agent pause scout
+  skep pause --reason 'over the weekend'      all your agents, on every machine
+  skep agent pause scout                      one of them
   skep agent resume scout
   skep resume
+  skep pause --here                           this home only
 
-A turn that runs goes on; no new one begins, also after a restart, until it is resumed.";
+It is said with your key (--key, else owner, else default) on the relays of the agents, and to the
+processes here: each instance obeys when it hears it, within a second where it is connected, and one
+that starts or comes back later does too. Without an owner's key here it is for this home only. A
+turn that runs goes on; no new one begins, also after a restart, until it is resumed. What was said
+to all and what was said to one are lifted each by itself; resume also lifts what was paused in this
+home, or by a provider.";
 
 const NEW_HELP: &str = "\
 Examples:

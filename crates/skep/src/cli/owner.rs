@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
+use skep_proto::{limits, thread};
 
 /// Who asks, and where.
 #[derive(Debug, Args)]
@@ -31,8 +32,18 @@ pub struct SayArgs {
     /// As a direct message that only the agent can read (NIP-17).
     #[arg(long, conflicts_with = "channel")]
     pub dm: bool,
+    /// The task that this is about: its budget pays, and skep usage --by task counts it. Answers carry it on.
+    #[arg(long, value_name = "TASK", value_parser = task)]
+    pub task: Option<String>,
     #[command(flatten)]
     pub who: OwnerArgs,
+}
+
+fn task(text: &str) -> Result<String, String> {
+    match thread::is_task(text) {
+        true => Ok(text.to_owned()),
+        false => Err(format!("a task is 1 to {} bytes without spaces", limits::TASK_BYTES_MAX)),
+    }
 }
 
 #[derive(Debug, Args)]
@@ -88,7 +99,7 @@ pub enum UsageBy {
 
 #[derive(Debug, Args)]
 pub struct UsageArgs {
-    /// What one line is about; a task is a thread, by the message that began it.
+    /// What one line is about; a turn without a task is counted by its thread, which is the message that began it.
     #[arg(long, value_enum, default_value_t = UsageBy::Agent)]
     pub by: UsageBy,
     /// Turns that ended since then: unix seconds, or a time ago as 7d.

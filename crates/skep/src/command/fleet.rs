@@ -1,19 +1,18 @@
-//! What is asked of agents that run here: to pause and go on, to lead, to try again.
+//! What is asked of agents that run here: to lead, to try again.
 
 use std::path::PathBuf;
 
 use serde_json::json;
 use skep_node::config::Settings;
 use skep_node::control::{Asked, ask_all};
-use skep_node::fleet::rest;
 use skep_node::home::Home;
 use skep_proto::EventId;
 use skep_proto::control::{Answer, Ask, Outcome};
 use skep_proto::name::AgentName;
 
 use super::relay::config_path;
-use super::{ID_CHARS_MIN, block_on, roster};
-use crate::cli::{FleetCommand, PauseArgs, ResumeArgs, RetryArgs};
+use super::{ID_CHARS_MIN, block_on, pause, roster};
+use crate::cli::{FleetCommand, RetryArgs};
 use crate::error::{CliError, Kind};
 use crate::screen::{Output, escape};
 
@@ -24,68 +23,23 @@ pub fn run(command: FleetCommand, out: &mut Output) -> Result<(), CliError> {
         FleetCommand::Claim(args) => lead(&args.name, args.config.as_ref(), false, out),
         FleetCommand::Steal(args) => lead(&args.name, args.config.as_ref(), true, out),
         FleetCommand::Pause(args) if args.names.is_empty() => Err(no_name("pause")),
-        FleetCommand::Pause(args) => pause(&args, out),
+        FleetCommand::Pause(args) => pause::pause(&args, out),
         FleetCommand::Resume(args) if args.names.is_empty() => Err(no_name("resume")),
-        FleetCommand::Resume(args) => resume(&args, out),
+        FleetCommand::Resume(args) => pause::resume(&args, out),
         FleetCommand::Retry(args) => retry(&args, out),
     }
 }
 
 fn no_name(verb: &str) -> CliError {
-    CliError::new(Kind::Usage, "an agent's name is missing").hint(format!("for all agents here: skep {verb}"))
+    CliError::new(Kind::Usage, "an agent's name is missing").hint(format!("for all your agents: skep {verb}"))
 }
 
 pub fn agent_name(text: &str) -> Result<AgentName, CliError> {
     text.parse().map_err(|error| CliError::new(Kind::Input, error).hint("skep agent list shows the names"))
 }
 
-pub fn pause(args: &PauseArgs, out: &mut Output) -> Result<(), CliError> {
-    let reason = args.reason.clone();
-    change(&args.names, args.config.as_ref(), Some(&args.reason), out, |agent| Ask::Pause {
-        agent: Some(agent),
-        reason: reason.clone(),
-    })
-}
-
-pub fn resume(args: &ResumeArgs, out: &mut Output) -> Result<(), CliError> {
-    change(&args.names, args.config.as_ref(), None, out, |agent| Ask::Resume { agent: Some(agent) })
-}
-
-/// Pauses or resumes each agent where it runs; one that does not is noted in its records.
-fn change(
-    names: &[String],
-    config: Option<&PathBuf>,
-    reason: Option<&str>,
-    out: &mut Output,
-    ask: impl Fn(AgentName) -> Ask,
-) -> Result<(), CliError> {
-    let home = Home::locate()?;
-    let mut outcomes = Vec::new();
-    for agent in chosen(&home, config, names)? {
-        let name = agent_name(&agent)?;
-        outcomes.push(match first_done(&home, &ask(name))? {
-            Some(outcome) if outcome.is_done => outcome,
-            // It runs in no process, or could not be started there.
-            told => note(&home, agent, reason, told),
-        });
-    }
-    report(&outcomes, out)
-}
-
-/// Notes a pause in the records of an agent that does not run.
-fn note(home: &Home, agent: String, reason: Option<&str>, told: Option<Outcome>) -> Outcome {
-    let noted = rest::set_pause(&home.path().join("agents").join(&agent), reason);
-    let text = match (noted, reason) {
-        (Ok(()), Some(_)) => "paused; it does not run, and will not begin a turn when it starts".to_owned(),
-        (Ok(()), None) => "resumed; it does not run".to_owned(),
-        // It runs after all, and said why not.
-        (Err(error), _) => return told.unwrap_or(Outcome { agent, is_done: false, text: error.to_string() }),
-    };
-    Outcome { agent, is_done: true, text }
-}
-
 /// The agents of the configuration that are named, or all of them.
-fn chosen(home: &Home, config: Option<&PathBuf>, names: &[String]) -> Result<Vec<String>, CliError> {
+pub fn chosen(home: &Home, config: Option<&PathBuf>, names: &[String]) -> Result<Vec<String>, CliError> {
     let settings = Settings::load(config_path(home, config).as_deref())?;
     let known: Vec<String> = settings.agent.into_iter().map(|agent| agent.name).collect();
     if let Some(unknown) = names.iter().find(|name| !known.contains(name)) {
@@ -147,12 +101,12 @@ fn not_running(name: &str) -> CliError {
         .hint("skep up starts it; skep status shows what runs")
 }
 
-fn ask_nodes(home: &Home, ask: &Ask) -> Result<Vec<Asked>, CliError> {
+pub fn ask_nodes(home: &Home, ask: &Ask) -> Result<Vec<Asked>, CliError> {
     block_on(async { Ok(ask_all(home, ask).await?) })
 }
 
 /// What the process that runs the agent made of it; `None`: none does.
-fn first_done(home: &Home, what: &Ask) -> Result<Option<Outcome>, CliError> {
+pub fn first_done(home: &Home, what: &Ask) -> Result<Option<Outcome>, CliError> {
     let mut failure = None;
     for asked in ask_nodes(home, what)? {
         match asked.answer {

@@ -15,6 +15,7 @@ mod input;
 mod key;
 mod name;
 mod owner;
+mod pause;
 mod progress;
 mod publish;
 mod relay;
@@ -46,8 +47,8 @@ pub fn run(cli: Cli) -> Result<(), CliError> {
         Command::Up(args) => up::run(&args, &mut out),
         Command::Status(args) => status::run(&args, &mut out),
         Command::Inbox(args) => inbox::run(&args, &mut out),
-        Command::Pause(args) => fleet::pause(&args, &mut out),
-        Command::Resume(args) => fleet::resume(&args, &mut out),
+        Command::Pause(args) => pause::pause(&args, &mut out),
+        Command::Resume(args) => pause::resume(&args, &mut out),
         Command::Key(command) => key::run(command, &mut out),
         Command::Event(command) => event::run(command, &mut out),
         Command::Agent(command) => agent::run(command, &mut out),

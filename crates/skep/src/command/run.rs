@@ -27,7 +27,8 @@ pub fn run(names: &[String], args: &SettingsArgs, out: &mut Output) -> Result<()
         .map(|agent| {
             let keys = load_key(agent.key_name())?;
             let plan = agent.plan(&settings.leader, keys, home.path(), std::env::vars())?;
-            Ok((Facts::of_plan(agent, &plan), plan))
+            let plan = Plan { shared: settings.budget.limits(), ..plan };
+            Ok((Facts::of_plan(agent, &plan, home.path()), plan))
         })
         .collect::<Result<Vec<(Facts, Plan)>, CliError>>()?;
     start_log();

@@ -11,6 +11,7 @@ use skep_node::home::Home;
 use skep_node::keys::Keyring;
 use skep_node::owner::directory::short;
 use skep_proto::control::{AgentStatus, Answer, Ask, LeaseState, LinkState, NodeStatus, Role, RunState};
+use skep_proto::pause::By;
 use skep_proto::{PubKey, Timestamp};
 
 use super::block_on;
@@ -45,7 +46,8 @@ impl Here {
         let is_shown = |name: &str| nodes.iter().flat_map(|node| &node.agents).any(|agent| agent.name == name);
         let resting = settings.agent.iter().filter(|agent| !is_shown(&agent.name)).map(|agent| {
             let pubkey = ring.pubkey(agent.key_name()).ok();
-            report::at_rest(&Facts::of_settings(agent, pubkey), &home.path().join("agents").join(&agent.name))
+            let facts = Facts::of_settings(agent, pubkey, home.path());
+            report::at_rest(&facts, &facts.directory)
         });
         // Whoever does not answer may be running it.
         let unknown = |agent: AgentStatus| match silent.is_empty() {
@@ -142,11 +144,12 @@ fn agents_table(agents: &[(&AgentStatus, Option<Timestamp>)], out: &mut Output) 
 pub fn words(agent: &AgentStatus) -> String {
     match agent.state {
         RunState::Unknown => return "unknown".into(),
+        RunState::Failed if !agent.paused.is_empty() => return "failed, paused".into(),
         RunState::Failed => return "failed".into(),
         RunState::Restarts => return "restarts".into(),
-        RunState::Stopped if agent.paused.is_some() => return "stopped, paused".into(),
+        RunState::Stopped if !agent.paused.is_empty() => return "stopped, paused".into(),
         RunState::Stopped => return "stopped".into(),
-        RunState::Running if agent.paused.is_some() => return "paused".into(),
+        RunState::Running if !agent.paused.is_empty() => return "paused".into(),
         RunState::Running => {}
     }
     match agent.links.first().map(|link| link.state) {
@@ -189,8 +192,12 @@ pub fn notes(agents: &[(&AgentStatus, Option<Timestamp>)]) -> Vec<String> {
         if !agent.reason.is_empty() {
             notes.push(format!("{name}: {}", agent.reason));
         }
-        if let Some(paused) = &agent.paused {
-            notes.push(format!("{name}: paused: {paused}; skep agent resume {name}"));
+        for held in &agent.paused {
+            let mend = match held.by {
+                By::OwnerOfAll => "skep resume".to_owned(),
+                By::Owner | By::Here | By::Provider => format!("skep agent resume {name}"),
+            };
+            notes.push(format!("{name}: paused {held}; {mend}"));
         }
         for link in agent.links.iter().filter(|link| !link.reason.is_empty()) {
             notes.push(format!("{name}: {}: {}", link.relay, link.reason));

@@ -111,6 +111,11 @@ impl Hive {
 
     /// A home with all keys and a configuration with these agents, each attested by the owner.
     pub fn home(&self, name: &str, agents: &[String]) {
+        self.home_on(name, "locks", agents);
+    }
+
+    /// The same on a machine, which is its directory of leader locks.
+    pub fn home_on(&self, name: &str, machine: &str, agents: &[String]) {
         let keys = self.path(name).join("keys");
         fs::DirBuilder::new().recursive(true).mode(0o700).create(&keys).unwrap();
         for (name, seed) in NAMES {
@@ -124,7 +129,7 @@ impl Hive {
                 .unwrap();
             std::io::Write::write_all(&mut file, format!("{seed:02x}").repeat(32).as_bytes()).unwrap();
         }
-        let mut config = format!("[leader]\ndir = {:?}\n", self.path("locks"));
+        let mut config = format!("[leader]\ndir = {:?}\n", self.path(machine));
         for agent in agents {
             let name = agent.lines().find_map(|line| line.strip_prefix("name = ")).unwrap().trim_matches('"');
             let auth = serde_json::to_string(&consent(name)).unwrap();
@@ -150,13 +155,25 @@ impl Hive {
     }
 
     pub fn start_relay(&mut self) {
-        let (listen, config, data) = (self.listen.clone(), self.path("relay.toml"), self.path("data"));
+        self.relay = Some(self.relay_at(&self.listen, "data"));
+    }
+
+    /// Another relay; gives its URL. It ends with the hive.
+    pub fn second_relay(&mut self) -> String {
+        let listen = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
+        let child = self.relay_at(&listen, "data-2");
+        self.agents.push(child);
+        format!("ws://{listen}")
+    }
+
+    fn relay_at(&self, listen: &str, data: &str) -> Child {
+        let (config, data) = (self.path("relay.toml"), self.path(data));
         let (config, data) = (config.to_str().unwrap(), data.to_str().unwrap());
         let mut command =
-            self.command_at("relay-home", &["relay", "--listen", &listen, "--config", config, "--data", data]);
+            self.command_at("relay-home", &["relay", "--listen", listen, "--config", config, "--data", data]);
         let mut child = command.stderr(Stdio::null()).spawn().unwrap();
         wait_for_line(&mut child, "listening");
-        self.relay = Some(child);
+        child
     }
 
     /// kill -9.
@@ -164,9 +181,21 @@ impl Hive {
         end(&mut self.relay.take().unwrap());
     }
 
+    /// kill -9 of whatever runs agents; gives how many processes that were.
+    pub fn kill_agents(&mut self) -> usize {
+        self.agents.drain(..).map(|mut agent| end(&mut agent)).count()
+    }
+
     /// Runs all agents of a home; returns when they say so.
     pub fn run_agents(&mut self, home: &str) {
         let mut child = self.command_at(home, &["agent", "run"]).stderr(self.log()).spawn().unwrap();
+        wait_for_line(&mut child, "running");
+        self.agents.push(child);
+    }
+
+    /// Runs one of them, in a process of its own.
+    pub fn run_agent(&mut self, home: &str, name: &str) {
+        let mut child = self.command_at(home, &["agent", "run", name]).stderr(self.log()).spawn().unwrap();
         wait_for_line(&mut child, "running");
         self.agents.push(child);
     }
@@ -206,6 +235,11 @@ impl Hive {
 
     pub fn run(&self, args: &[&str]) -> Ran {
         self.start(args).finish()
+    }
+
+    /// A command at another home.
+    pub fn run_at(&self, home: &str, args: &[&str]) -> Ran {
+        Running::of(self.command_at(home, args).spawn().unwrap()).finish()
     }
 
     pub fn pipe(&self, args: &[&str], stdin: &str) -> Ran {

@@ -3,8 +3,10 @@
 #![expect(clippy::unwrap_used, reason = "a test")]
 
 mod ask;
+mod budget;
 mod hive;
 mod metering;
+mod pause;
 mod permissions;
 
 #[path = "../../../skep-agent/tests/mock_model/mod.rs"]

@@ -101,7 +101,7 @@ fn nobody_elses_process_is_heard() {
         open(path, 0o755);
     }
     open(&socket, 0o666);
-    let command = place.command(&["agent", "pause", "scout"]);
+    let command = place.command(&["agent", "pause", "scout", "--here"]);
     let binary = place.dir().join("skep-copy");
     std::fs::copy(command.get_program(), &binary).unwrap();
     let mut other = Command::new("setpriv");

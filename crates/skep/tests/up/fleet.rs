@@ -45,27 +45,31 @@ fn a_pause_holds_new_turns_back_with_its_reason_also_after_a_restart() {
     up.kill();
     let up = place.up();
     drop(owner);
-    assert_eq!(place.agent("scout")["paused"], "over the weekend");
+    assert_eq!(place.agent("scout")["paused"][0]["reason"], "over the weekend");
     place.until_leads("scout");
     let mut owner = Owner::of(&place);
     assert!(owner.replies("scout", &asked).is_empty());
-    place.done(&["resume"]);
+    let said = place.done(&["resume"]);
+    assert!(said.contains("scout: resumed on this machine; still paused by its owner since"), "{said}");
+    place.done(&["agent", "resume", "scout"]);
     owner.reply("scout", &asked);
     // While nothing runs it is noted for the next start.
     drop(owner);
     assert_eq!(up.stop(Signal::TERM), Some(0));
     let said = place.done(&["pause", "--reason", "a holiday"]);
     assert!(said.contains("scout: paused; it does not run") && said.contains("other: paused"), "{said}");
-    assert_eq!(place.agent("other")["paused"], "a holiday");
+    assert_eq!(place.agent("other")["paused"][0]["reason"], "a holiday");
     place.done(&["agent", "new", "broken", "--command", "no-such-program"]);
     let _up = place.up();
-    assert_eq!(place.agent("other")["paused"], "a holiday");
+    assert_eq!(place.agent("other")["paused"][0]["reason"], "a holiday");
     // Who does not lead yet may follow, for all that is known.
     place.until_leads("other");
     let said = place.done(&["pause", "--reason", "a longer one"]);
     assert!(said.contains("broken: paused; it does not run"), "{said}");
-    assert_eq!(place.agent("scout")["paused"], "a longer one");
-    place.run(&["pause", "nobody"]).fails(3, "there is no agent \"nobody\"", "there are: scout, other, broken");
+    assert_eq!(place.agent("scout")["paused"][0]["reason"], "a longer one");
+    let broken = place.agent("broken");
+    assert_eq!((&broken["state"], &broken["paused"][0]["by"]), (&"failed".into(), &"owner_of_all".into()), "{broken}");
+    place.run(&["pause", "nobody"]).fails(3, "no agent is named \"nobody\"", "there are: ");
     place.run(&["agent", "pause"]).fails(2, "an agent's name is missing", "skep pause");
 }
 
@@ -215,14 +219,11 @@ fn who_leads_is_told_a_claim_asks_nicely_and_a_steal_takes_over_in_mid_turn_and_
     at(&place, &home, &["agent", "claim", "scout"])
         .fails_with_one_line(1, &format!("process {} on this machine leads", up.pid()));
     assert!(place.done(&["agent", "claim", "scout"]).contains("it leads already"));
-    at(&place, &home, &["agent", "pause", "scout"]).fails_with_one_line(
+    at(&place, &home, &["agent", "pause", "scout", "--here"]).fails_with_one_line(
         1,
         &format!("paused here only: this instance follows process {} on this machine, which is not paused", up.pid()),
     );
-    assert_eq!(
-        (&twin_agent()["paused"], &place.agent("scout")["paused"]),
-        (&"paused by its owner".into(), &Value::Null)
-    );
+    assert_eq!((&twin_agent()["paused"][0]["by"], &place.agent("scout")["paused"]), (&"here".into(), &Value::Null));
     let resumed = at(&place, &home, &["agent", "resume", "scout"]);
     assert_eq!(resumed.code, Some(0), "{}", resumed.stderr);
 

@@ -481,8 +481,9 @@ fn words(end: &End) -> (&'static str, &str) {
 fn error_of(who: &str, end: &End) -> CliError {
     let (_, why) = words(end);
     match end {
-        End::Paused(_) => CliError::new(Kind::Paused, format!("{who} is paused ({why}); the message waits there"))
-            .hint(format!("mend what paused it, then: skep agent resume {}", plain(who))),
+        End::Paused(_) => CliError::new(Kind::Paused, format!("{who} is paused {why}; the message waits there")).hint(
+            format!("mend what paused it, then: skep agent resume {}; where all are paused: skep resume", plain(who)),
+        ),
         End::Dead(_) => CliError::new(Kind::GaveUp, format!("{who} gave up: {why}"))
             .hint(format!("skep agent retry {}, where it runs; skep watch shows its turns", plain(who))),
         End::Expired(_) => {

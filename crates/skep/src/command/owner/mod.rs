@@ -1,4 +1,5 @@
-//! The owner's commands that go through a relay: `ask`, `say`, `watch`, `approve`, `deny`, `usage`.
+//! The owner's commands that go through a relay: `ask`, `say`, `watch`, `approve`, `deny`, `usage`, and what
+//! `pause` and `resume` say.
 //!
 //! Here is what they share: who the owner is, which agents are meant, and on which relay.
 
@@ -10,6 +11,7 @@ mod show;
 mod silence;
 mod usage;
 mod watch;
+mod word;
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -30,6 +32,7 @@ pub use decide::run as decide;
 pub use say::run as say;
 pub use usage::run as usage;
 pub use watch::run as watch;
+pub use word::{Spoken, Unheard, speak};
 
 /// The key that an owner has by default, and the one that anybody has.
 const OWNER_KEY: &str = "owner";
@@ -52,9 +55,26 @@ impl Owner {
     fn open(args: &OwnerArgs) -> Result<Self, CliError> {
         let home = Home::locate()?;
         let ring = Keyring::of(&home);
-        let keys = keys(&ring, args.key.as_deref())?;
-        let settings = relay::settings(&home, &SettingsArgs { config: args.config.clone(), data: None })?;
-        let directory = Directory::of(keys.pubkey(), &settings, &ring);
+        let keys = keys(&ring, args.key.as_deref())?
+            .ok_or_else(|| CliError::new(Kind::Input, "there is no key named owner or default here"))
+            .map_err(|error| error.hint("skep key generate owner"))?;
+        Self::with(keys, &home, &ring, args)
+    }
+
+    /// The same; `None`: there is no key here, or the usual one owns none of the agents here.
+    fn open_if_any(args: &OwnerArgs) -> Result<Option<Self>, CliError> {
+        let home = Home::locate()?;
+        let ring = Keyring::of(&home);
+        let Some(keys) = keys(&ring, args.key.as_deref())? else { return Ok(None) };
+        let owner = Self::with(keys, &home, &ring, args)?;
+        let agents = owner.directory.agents();
+        let owns = agents.is_empty() || agents.iter().any(|agent| agent.is_ours);
+        Ok((owns || args.key.is_some()).then_some(owner))
+    }
+
+    fn with(keys: Keys, home: &Home, ring: &Keyring, args: &OwnerArgs) -> Result<Self, CliError> {
+        let settings = relay::settings(home, &SettingsArgs { config: args.config.clone(), data: None })?;
+        let directory = Directory::of(keys.pubkey(), &settings, ring);
         let options = Options { credentials: Some(Credentials::from(keys.clone())), timeout: STEP };
         Ok(Self { keys, options, directory, settings, relay: args.relay.clone() })
     }
@@ -62,6 +82,13 @@ impl Owner {
     /// The agents that are meant, and the relay to meet them on. A name that the configuration does not have is looked
     /// for among the profiles on the relay.
     async fn resolve(&mut self, names: &[String]) -> Result<(Vec<Agent>, String), CliError> {
+        let agents = self.look_for(names).await?;
+        let relay = self.relay_of(&agents)?;
+        Ok((agents, relay))
+    }
+
+    /// The agents alone.
+    async fn look_for(&mut self, names: &[String]) -> Result<Vec<Agent>, CliError> {
         let mut found = self.find(names);
         if matches!(found, Err(Unknown::Name { .. })) {
             let mut client = self.connect(&self.relay_of(&[])?).await?;
@@ -69,9 +96,7 @@ impl Owner {
             client.close().await;
             found = self.find(names);
         }
-        let agents = found.map_err(|unknown| CliError::new(Kind::Input, &unknown).hint(unknown.hint()))?;
-        let relay = self.relay_of(&agents)?;
-        Ok((agents, relay))
+        found.map_err(|unknown| CliError::new(Kind::Input, &unknown).hint(unknown.hint()))
     }
 
     fn find(&self, names: &[String]) -> Result<Vec<Agent>, Unknown> {
@@ -149,18 +174,18 @@ impl Owner {
 }
 
 /// The owner's key: the one that is named, or the usual one.
-fn keys(ring: &Keyring, named: Option<&str>) -> Result<Keys, CliError> {
+fn keys(ring: &Keyring, named: Option<&str>) -> Result<Option<Keys>, CliError> {
     if let Some(named) = named {
-        return load_key(named);
+        return load_key(named).map(Some);
     }
     for name in [OWNER_KEY, ANY_KEY] {
         let parsed: KeyName = name.parse()?;
         match ring.state(&parsed) {
             Err(KeyError::Unknown { .. }) => {}
-            _ => return load_key(name),
+            _ => return load_key(name).map(Some),
         }
     }
-    Err(CliError::new(Kind::Input, "there is no key named owner or default here").hint("skep key generate owner"))
+    Ok(None)
 }
 
 /// The URL of a relay on this machine that listens so.

@@ -7,7 +7,7 @@ use skep_node::clock::unix_now;
 use skep_node::keys::{nevent, pubkey};
 use skep_node::owner::letter::{self, Letter};
 use skep_node::owner::{Agent, post, salt};
-use skep_proto::{Draft, Kind as EventKind, RawEvent};
+use skep_proto::{Draft, Kind as EventKind, RawEvent, thread};
 use tokio::time::Instant;
 
 use super::{Owner, STEP};
@@ -77,7 +77,7 @@ impl Message {
                 return Err(CliError::new(Kind::Usage, "a direct message is for one agent")
                     .hint("write to them one by one, or use --channel GROUP"));
             };
-            let letter = letter::write(&owner.keys, &agent.key, text, unix_now());
+            let letter = letter::write(&owner.keys, &agent.key, text, args.task.as_deref(), unix_now());
             let Letter { rumor, event, copy } = letter.map_err(|error| {
                 CliError::new(Kind::Input, error).hint("a direct message holds about 35,000 characters")
             })?;
@@ -87,6 +87,9 @@ impl Message {
         let mut draft = Draft::new(kind, unix_now(), text).tag(salt()?);
         if let Some(channel) = &args.channel {
             draft = draft.tag(["h", channel]);
+        }
+        if let Some(task) = &args.task {
+            draft = draft.tag([thread::TASK, task]);
         }
         let named = agents.iter().fold(draft, |draft, agent| draft.tag(["p", &agent.key.to_hex()]));
         Ok(Self { event: owner.keys.sign(named).raw().clone(), private: None })

@@ -82,7 +82,7 @@ pub fn line(shown: &Shown) -> Option<String> {
             format!("■ turn ends after {}{how}", duration(ended.elapsed_ms))
         }
         Shown::Control(result) => format!("↩ {}: {}", result.r#type, result.status.as_str()),
-        Shown::Message(status) if status.is_paused => format!("… message waits, paused: {}", status.reason),
+        Shown::Message(status) if status.is_paused => format!("… message waits, paused {}", status.reason),
         Shown::Message(status) if !status.reason.is_empty() => {
             format!("… message {}: {}", status.state, status.reason)
         }

@@ -210,7 +210,7 @@ fn key(spent: &Spent, owner: &Owner, by: UsageBy) -> String {
         UsageBy::Model => known(&metric.model),
         UsageBy::Day => metric.timestamp.to_string().chars().take(10).collect(),
         UsageBy::Channel => known(&metric.channel_id),
-        UsageBy::Task => known(&metric.root_event_id.map(|id| id.to_hex())),
+        UsageBy::Task => known(&metric.task.clone().or_else(|| metric.root_event_id.map(|id| id.to_hex()))),
     }
 }
 

@@ -1,0 +1,119 @@
+//! The owner's word holds turns back: only theirs, only the newest, over a start, and beside what was said here.
+
+use skep_agent::driver::pauses;
+use skep_proto::pause::{By, Pause, Reach};
+
+use super::*;
+use crate::leading::until_is;
+
+fn word(author: u8, reach: Reach, paused: bool, at: u64) -> RawEvent {
+    let draft = Pause { paused, reason: "a holiday".into() }.draft(&reach, at);
+    draft.sign(&keys(author), &[0; 32]).raw().clone()
+}
+
+async fn flush(instance: &Instance) {
+    let (reply, flushed) = oneshot::channel();
+    instance.tell(Input::Flushed(reply)).await;
+    flushed.await.unwrap();
+}
+
+fn by(instance: &Instance) -> Vec<By> {
+    pauses(&instance.store).unwrap().all().iter().map(|held| held.by).collect()
+}
+
+fn start(dir: &std::path::Path, store: &Arc<AgentStore>, relay: &Arc<Relay>, name: &str) -> Instance {
+    let setup = setup(dir, name, script("cat >/dev/null; echo done"));
+    Instance::start(Setup { store: Arc::clone(store), ..setup }, relay)
+}
+
+#[tokio::test]
+async fn the_owners_newest_word_holds_over_a_start_and_nobody_elses_does() {
+    let (dir, relay) = (tempfile::tempdir().unwrap(), Arc::new(Relay::default()));
+    let store = Arc::new(AgentStore::open(&dir.path().join("one.db")).unwrap());
+    let instance = start(dir.path(), &store, &relay, "first");
+    instance.tell(PROMPTER).await;
+    let at = now();
+    for forged in [
+        word(STRANGER, Reach::Fleet, true, at),
+        word(AGENT, Reach::Fleet, true, at),
+        word(OWNER, Reach::Agent(pubkey(STRANGER)), true, at),
+    ] {
+        instance.event(&forged).await;
+    }
+    let asked = mention(OWNER, "one");
+    instance.event(&asked).await;
+    until_is(&store, &asked.id, "answered").await;
+    instance.event(&word(OWNER, Reach::Fleet, true, at + 5)).await;
+    let waits = mention(OWNER, "two");
+    instance.event(&waits).await;
+    flush(&instance).await;
+    instance.kill();
+
+    let instance = start(dir.path(), &store, &relay, "second");
+    instance.tell(PROMPTER).await;
+    // A resume from before the pause says nothing any more.
+    instance.event(&word(OWNER, Reach::Fleet, false, at + 4)).await;
+    flush(&instance).await;
+    assert_eq!(by(&instance), [By::OwnerOfAll]);
+    assert_eq!(store.newest_turns(9).unwrap().len(), 1, "nothing began");
+    instance.event(&word(OWNER, Reach::Fleet, false, at + 6)).await;
+    until_is(&store, &waits.id, "answered").await;
+    // Another relay gives the old pause again.
+    instance
+        .tell(Input::Event { event: Box::new(word(OWNER, Reach::Fleet, true, at + 5)), relay: "ws://b".into() })
+        .await;
+    let after = mention(OWNER, "three");
+    instance.event(&after).await;
+    until_is(&store, &after.id, "answered").await;
+    assert_eq!(relay.accepted(Kind::NOTE).len(), 3, "each once");
+}
+
+#[tokio::test]
+async fn what_the_owner_said_and_what_was_said_here_are_lifted_each_by_itself() {
+    let (dir, relay) = (tempfile::tempdir().unwrap(), Arc::new(Relay::default()));
+    let store = Arc::new(AgentStore::open(&dir.path().join("one.db")).unwrap());
+    let instance = start(dir.path(), &store, &relay, "first");
+    instance.tell(PROMPTER).await;
+    let at = now();
+    command(&instance, Command::Pause("by hand".into())).await.unwrap();
+    let mine = Box::new(word(OWNER, Reach::Agent(pubkey(AGENT)), true, at));
+    let said = command(&instance, Command::Heed(mine.clone())).await.unwrap();
+    assert!(said.starts_with("paused by its owner since "), "{said}");
+    assert_eq!(relay.wait_for(Kind::APP_DATA, 1).await, [*mine], "what came here is passed on");
+    instance.event(&word(OWNER, Reach::Fleet, true, at)).await;
+    let asked = mention(OWNER, "one");
+    instance.event(&asked).await;
+    flush(&instance).await;
+    assert_eq!(by(&instance), [By::OwnerOfAll, By::Owner, By::Here]);
+    let said = command(&instance, Command::Resume).await.unwrap();
+    assert!(said.contains("still paused by its owner, with all agents since "), "{said}");
+    instance.event(&word(OWNER, Reach::Fleet, false, at + 1)).await;
+    flush(&instance).await;
+    assert_eq!((by(&instance), store.newest_turns(9).unwrap().len()), (vec![By::Owner], 0));
+    let stranger = Box::new(word(STRANGER, Reach::Agent(pubkey(AGENT)), false, at + 9));
+    assert!(command(&instance, Command::Heed(stranger)).await.is_err());
+    instance.event(&word(OWNER, Reach::Agent(pubkey(AGENT)), false, at + 1)).await;
+    until_is(&store, &asked.id, "answered").await;
+}
+
+#[tokio::test]
+async fn under_a_lease_nothing_begins_before_the_owner_could_be_heard() {
+    let (dir, relay) = (tempfile::tempdir().unwrap(), Arc::new(Relay::default()));
+    let setup = setup(dir.path(), "a", script("cat >/dev/null; echo done"));
+    let instance = Instance::start(Setup { hears_owner: false, ..setup }, &relay);
+    instance.tell(PROMPTER).await;
+    let asked = mention(OWNER, "one");
+    instance.event(&asked).await;
+    flush(&instance).await;
+    assert_eq!(instance.store.newest_turns(9).unwrap().len(), 0);
+    instance.tell(Input::HearsOwner(true)).await;
+    until_is(&instance.store, &asked.id, "answered").await;
+    // The line is lost: what was asked over another relay waits until it is back.
+    instance.tell(Input::HearsOwner(false)).await;
+    let second = mention(OWNER, "two");
+    instance.event(&second).await;
+    flush(&instance).await;
+    assert_eq!(instance.store.newest_turns(9).unwrap().len(), 1);
+    instance.tell(Input::HearsOwner(true)).await;
+    until_is(&instance.store, &second.id, "answered").await;
+}
