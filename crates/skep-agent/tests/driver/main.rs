@@ -16,6 +16,7 @@ mod provider;
 mod relay;
 mod sealed;
 mod several;
+mod tools;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -70,6 +71,8 @@ fn setup(dir: &std::path::Path, instance: &str, backend: Backend) -> Setup {
         about: "works".into(),
         system: "You are worker.".into(),
         spec: Spec::new(backend, dir, env),
+        tools: skep_core::tools::Grants::none(),
+        bridge: None,
         budget: Default::default(),
         prices: None,
         relays: vec![HOME.into()],

@@ -293,6 +293,8 @@ fn setup(
         about: plan.about.clone(),
         system: plan.system.clone(),
         spec: plan.spec.clone(),
+        tools: plan.tools.clone(),
+        bridge: Some(Arc::new(plan.bridge.clone())),
         budget: plan.budget,
         prices: plan.prices.clone(),
         relays: plan.relays.clone(),
