@@ -43,7 +43,7 @@ fi
 failed=()
 # NDK keeps timers that nothing clears: without the forced exit its file would never end.
 node --test --test-force-exit --test-reporter=spec --test-concurrency=4 ./*.test.mjs || failed+=(node)
-"$python_home/bin/python" -m unittest test_nostr_sdk || failed+=(python)
+"$python_home/bin/python" -m unittest test_nostr_sdk test_mcp || failed+=(python)
 
 seconds=$((SECONDS - started))
 if [ ${#failed[@]} -gt 0 ]; then

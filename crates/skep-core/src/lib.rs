@@ -25,6 +25,7 @@ pub mod queue;
 pub mod rate;
 pub mod session;
 pub mod subs;
+pub mod tools;
 pub mod turn;
 pub mod usage;
 pub mod watch;

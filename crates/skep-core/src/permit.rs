@@ -111,9 +111,19 @@ impl Permits {
 
     /// A backend asks. `nonce` is fresh and random.
     pub fn ask(&mut self, now_ms: u64, origin: Origin, ask: &Ask, nonce: Nonce) -> Vec<Effect> {
+        let stance = self.policy.stance(&ask.tool);
+        self.judge(stance, now_ms, origin, ask, nonce)
+    }
+
+    /// An agent asks its owner something that no rule can answer for them.
+    pub fn ask_owner(&mut self, now_ms: u64, origin: Origin, ask: &Ask, nonce: Nonce) -> Vec<Effect> {
+        self.judge(Stance::Ask, now_ms, origin, ask, nonce)
+    }
+
+    fn judge(&mut self, stance: Stance, now_ms: u64, origin: Origin, ask: &Ask, nonce: Nonce) -> Vec<Effect> {
         let allow = only(ask, AskKind::AllowOnce);
         let reject = only(ask, AskKind::RejectOnce);
-        let verdict = match (self.policy.stance(&ask.tool), allow, reject) {
+        let verdict = match (stance, allow, reject) {
             (Stance::Allow, Some(allow), _) => Verdict { option: Some(allow.option), reason: Reason::Allowed },
             (Stance::Allow, None, reject) => denied(reject, Reason::AllowFailedClosed),
             (Stance::Reject, _, reject) => denied(reject, Reason::Rejected),

@@ -132,6 +132,11 @@ impl Turn {
         vec![Effect::Tell(Order::Answer { request, option })]
     }
 
+    /// It used a tool of the harness: that is progress, though its backend may not say so.
+    pub fn touch(&mut self, now_ms: u64) {
+        self.progress_ms = self.progress_ms.max(now_ms);
+    }
+
     /// Ends the turn early. The first reason stands.
     pub fn cancel(&mut self, now_ms: u64, why: Cancel) -> Vec<Effect> {
         let mut out = Vec::new();

@@ -11,8 +11,8 @@ use serde_json::Value;
 use skep_proto::agent::PayloadError;
 use skep_proto::agent::control::ControlResult;
 use skep_proto::agent::telemetry::{
-    Authorization, Batch, LeadershipStatus, Liveness, MessageStatus, SessionResolved, Telemetry, TelemetryKind,
-    TurnEnded, TurnStarted,
+    Authorization, Batch, LeadershipStatus, Liveness, MessageStatus, Progress, SessionResolved, Telemetry,
+    TelemetryKind, TurnEnded, TurnStarted,
 };
 use skep_proto::time::Moment;
 use skep_proto::{PubKey, limits};
@@ -63,6 +63,8 @@ pub enum Shown {
     Alive(Liveness),
     Leadership(LeadershipStatus),
     Message(MessageStatus),
+    /// The agent's own word on where its turn stands.
+    Progress(Progress),
     Control(ControlResult),
     /// A frame between harness and program that says nothing to a person, or an item of a kind not known here.
     Other,
@@ -147,6 +149,7 @@ fn read(item: &Telemetry) -> Shown {
         TelemetryKind::TurnLiveness => payload.parse().ok().map(Shown::Alive),
         TelemetryKind::LeadershipStatus => payload.parse().ok().map(Shown::Leadership),
         TelemetryKind::MessageState => payload.parse().ok().map(Shown::Message),
+        TelemetryKind::Progress => payload.parse().ok().map(Shown::Progress),
         TelemetryKind::ControlResult => payload.parse().ok().map(Shown::Control),
         TelemetryKind::PermissionTerminal => item.authorization.clone().map(Shown::Permission),
         TelemetryKind::AcpWrite | TelemetryKind::Batch | TelemetryKind::Unknown(_) => None,

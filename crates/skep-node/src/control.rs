@@ -18,7 +18,7 @@ pub use client::{Asked, ask_all, ask_one};
 pub use server::Server;
 
 /// Below the home.
-const DIRECTORY: &str = "run";
+pub(crate) const DIRECTORY: &str = "run";
 
 /// Bytes of a socket's path that every system takes (`sun_path` has 104 on macOS, 108 on Linux).
 const PATH_BYTES_MAX: usize = 103;
@@ -46,14 +46,14 @@ impl ControlError {
 }
 
 /// A path by which a socket can be reached, though its own may be too long for one.
-struct Reach {
-    path: PathBuf,
+pub(crate) struct Reach {
+    pub(crate) path: PathBuf,
     /// The directory that a short path goes through; open as long as the path is used.
     _directory: Option<OwnedFd>,
 }
 
 impl Reach {
-    fn of(directory: &Path, name: &str) -> std::io::Result<Self> {
+    pub(crate) fn of(directory: &Path, name: &str) -> std::io::Result<Self> {
         use std::os::fd::AsRawFd;
         let path = directory.join(name);
         if path.as_os_str().len() <= PATH_BYTES_MAX || cfg!(not(target_os = "linux")) {

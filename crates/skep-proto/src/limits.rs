@@ -145,6 +145,40 @@ pub const LOOKUP_MS_MAX: u64 = 3_000;
 /// Events of one such look: the messages before one, from three filters.
 pub const LOOKUP_EVENTS_MAX: usize = 4 * HISTORY_MESSAGES_MAX;
 
+/// Bytes of one word on a turn's progress: a long sentence; and milliseconds between two: a watcher gets one frame a
+/// second, and a person reads one line in two.
+pub const PROGRESS_BYTES_MAX: usize = 500;
+pub const PROGRESS_MS_MIN: u64 = 2_000;
+
+/// Messages of a page of history that no number was asked for, and bytes of a page with its envelopes: three quarters of
+/// what a model server is sent of a tool's answer.
+pub const HISTORY_PAGE_MESSAGES: usize = 20;
+pub const HISTORY_PAGE_BYTES_MAX: usize = 48 * KIB;
+
+/// Bytes of one message in such a page, so that it has six at least; the rest is cut with a note.
+pub const HISTORY_PAGE_TEXT_BYTES_MAX: usize = 6 * KIB;
+
+/// Bytes of a text that a tool says to another agent: a reply's part is no longer.
+pub const TOOL_TEXT_BYTES_MAX: usize = 16 * KIB;
+
+/// Bytes of a question to the owner, which a card shows whole, and of each of its two answers, a card's labels.
+pub const QUESTION_BYTES_MAX: usize = 1_000;
+pub const OPTION_BYTES_MAX: usize = 60;
+
+/// Agents that a tool lists: 100 of about 400 bytes are 40 KB.
+pub const AGENTS_LISTED_MAX: usize = 100;
+
+/// Calls of one session's tools at once, and connections to its socket: a program starts one, some start another when it
+/// fails. More are refused.
+pub const TOOL_CALLS_MAX: usize = 8;
+pub const TOOL_CONNECTIONS_MAX: usize = 4;
+
+/// Bytes of one message on that socket: the longest text of a call, with each byte escaped as six, and its frame.
+pub const TOOL_LINE_BYTES_MAX: usize = 6 * TOOL_TEXT_BYTES_MAX + 16 * KIB;
+
+/// Seconds for a tool's caller to take its answer from the socket.
+pub const TOOL_SEND_SECS: u64 = 30;
+
 /// Seconds for which a word on membership is good, and keys that are remembered: 4,096 x about 120 bytes.
 pub const MEMBER_SECS: u64 = 60;
 pub const MEMBERS_MAX: usize = 4_096;
@@ -264,6 +298,9 @@ const _: () = assert!(
         < DIRECT_PART_BYTES_MAX
 );
 const _: () = assert!(PERMIT_MS_MAX < TURN_MS_MAX && SEALED_BYTES_MAX < FRAMES_PENDING_BYTES_MAX);
+const _: () = assert!(QUESTION_BYTES_MAX < PERMIT_DETAIL_BYTES_MAX && OPTION_BYTES_MAX < PERMIT_TEXT_BYTES_MAX);
+const _: () =
+    assert!(TOOL_TEXT_BYTES_MAX <= REPLY_PART_BYTES_MAX && HISTORY_PAGE_TEXT_BYTES_MAX < HISTORY_PAGE_BYTES_MAX);
 const _: () = assert!(NEG_FRAME_BYTES * 2 + 256 < OUTBOX_BYTES_MAX);
 const _: () = assert!(HTTP_PIECES_MAX * (RECENT_BYTES_MAX + 256 * KIB) <= OUTBOX_BYTES_MAX);
 

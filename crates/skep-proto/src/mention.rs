@@ -2,7 +2,8 @@
 //!
 //! What stands in code or in a quotation (`> …`) is text about an agent, not a word to it.
 
-use nostr::nips::nip19::{FromBech32, Nip19};
+use nostr::key::PublicKey;
+use nostr::nips::nip19::{FromBech32, Nip19, ToBech32};
 
 use crate::name::AgentName;
 use crate::{PubKey, RawEvent};
@@ -16,6 +17,14 @@ pub enum Mention {
     Uri,
     /// `@name`, in any case.
     Name,
+}
+
+/// A key as people pass it on (NIP-19).
+pub fn npub(key: &PubKey) -> String {
+    match PublicKey::from_byte_array(key.0).to_bech32() {
+        Ok(text) => text,
+        Err(never) => match never {},
+    }
 }
 
 /// The mention of an agent in an event; its own events mention nobody.
@@ -100,8 +109,6 @@ fn has_name(text: &str, name: &str) -> bool {
 mod tests {
     use super::*;
     use crate::{Draft, Kind};
-    use nostr::key::PublicKey;
-    use nostr::nips::nip19::ToBech32;
     use proptest::prelude::*;
     use secp256k1::{Keypair, SECP256K1};
 
@@ -111,7 +118,7 @@ mod tests {
     }
 
     fn npub() -> String {
-        PublicKey::from_byte_array(agent().0).to_bech32().expect("an npub")
+        super::npub(&agent())
     }
 
     fn bee() -> AgentName {

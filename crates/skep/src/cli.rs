@@ -78,6 +78,9 @@ pub enum Command {
     /// Run a relay on this machine.
     #[command(after_help = RELAY_HELP, args_conflicts_with_subcommands = true)]
     Relay(RelayRun),
+    /// Lead an agent's program to the tools that Skep has for it (MCP). Programs start it; people need not.
+    #[command(after_help = MCP_HELP)]
+    Mcp(McpArgs),
     /// Take in events from JSONL.
     #[command(after_help = IMPORT_HELP)]
     Import(ImportArgs),
@@ -93,6 +96,20 @@ pub enum Command {
         #[command(flatten)]
         settings: SettingsArgs,
     },
+}
+
+const MCP_HELP: &str = "\
+Example, as a program is told to start it:
+  skep mcp --socket ~/.skep/run/tools/4711-90ab12cd34ef5678.sock
+
+It copies bytes between its stdin and stdout and the socket of one session, on which the harness
+speaks MCP. It holds no key. Which tools an agent has: `tools` in its [[agent]] table.";
+
+#[derive(Debug, Args)]
+pub struct McpArgs {
+    /// The socket of the session.
+    #[arg(long, value_name = "PATH")]
+    pub socket: Option<PathBuf>,
 }
 
 const RELAY_HELP: &str = "\

@@ -26,6 +26,7 @@ use tokio::sync::mpsc;
 use super::letter::Letter;
 use super::members::{Members, Of};
 use super::sealed::Held;
+use super::tools::{AllWaiting, Called, Looked};
 use super::work::Live;
 use super::{Command, Input, Setup};
 
@@ -46,6 +47,10 @@ pub(super) enum Inner {
     Fenced(TurnId),
     /// The relay's answer about the end of a held reply's lease.
     Completed { turn: String, answer: Result<Accepted, Refusal> },
+    /// A backend uses a tool.
+    Called(Box<Called>),
+    /// What was looked up for one.
+    Looked(Box<Looked>),
     /// A word of a channel's backend; `None`: it is gone.
     Said { channel: String, generation: u64, said: Option<Said> },
 }
@@ -85,6 +90,8 @@ pub(super) struct Desk<D> {
     pub budget: Budget,
     pub permits: Permits,
     pub loops: Loops,
+    /// Calls of tools that wait for a permission.
+    pub waiting: AllWaiting,
     pub frames: Frames,
     pub role: Role,
     /// When it was last asked whether we may act, by the wall clock: that one goes on while the process is stopped.
@@ -142,6 +149,7 @@ impl<D: Door + 'static> Desk<D> {
             meter: Meter::new(format!("skep/{}", setup.name), series),
             permits: Permits::new(setup.policy.clone(), owner),
             loops: Loops::default(),
+            waiting: AllWaiting::new(),
             // Larger than whatever the instance before gave out.
             frames: Frames::new(None, now).of_instance(&setup.instance),
             role: Role::Follows(None),
@@ -306,6 +314,8 @@ impl<D: Door + 'static> Desk<D> {
             Inner::Introduced(found) => self.introduced(found),
             Inner::Member { of, is_member } => self.learn_member(of, is_member),
             Inner::Fenced(turn) => self.cancel_turn(&turn, skep_core::turn::Cancel::Fenced),
+            Inner::Called(called) => self.called(*called),
+            Inner::Looked(looked) => self.looked(*looked),
             Inner::Completed { turn, answer } => self.completed(&turn, answer),
             Inner::Said { channel, generation, said } => self.said(&channel, generation, said),
         }

@@ -290,7 +290,10 @@ impl<D: Door + 'static> Desk<D> {
             match effect {
                 Permit::Answer { turn, request, option, authorization } => {
                     self.observe_answer(&turn, &authorization);
-                    self.answer(&turn, request, option)?;
+                    match self.waiting.remove(&request) {
+                        Some(waiting) => self.decided(waiting, &turn, option.as_deref(), authorization.reason)?,
+                        None => self.answer(&turn, request, option)?,
+                    }
                 }
                 Permit::Show(card) => self.show_card(&card)?,
                 Permit::Close { card: Some(card), reason, .. } => self.close_card(&card, &reason)?,

@@ -8,7 +8,7 @@
 //! `desk` the loop's state and the queue's effects · `mail` what an event is · `work` turns · `lease` theirs · `post` what is published ·
 //! `ends` how others hear that it is over · `pause` why none begins · `earlier` what was said before · `members` who is one · `purse` its budget · `profile` what it says of itself ·
 //! `model` another model · `tell` what only the owner is told · `letter` a message however it came · `sealed` direct
-//! messages · `host` what the machine gives it
+//! messages · `tools` what the agent asks of its harness · `host` what the machine gives it
 
 mod desk;
 mod earlier;
@@ -25,6 +25,7 @@ mod profile;
 mod purse;
 mod sealed;
 mod tell;
+mod tools;
 mod work;
 
 use std::sync::Arc;
@@ -34,6 +35,7 @@ use skep_core::door::Door;
 use skep_core::leader::Role;
 use skep_core::meter::PriceTable;
 use skep_core::permit::Policy;
+use skep_core::tools::Grants;
 use skep_core::{queue, turn};
 use skep_proto::name::AgentName;
 use skep_proto::{EventId, PubKey, RawEvent};
@@ -44,6 +46,7 @@ use tokio::sync::{Notify, mpsc, oneshot};
 pub use pause::{note_here, note_word, pauses};
 
 use crate::Spec;
+use crate::tools::Bridge;
 
 pub use host::{Host, Lead, Library, Purse, Refused};
 
@@ -68,6 +71,10 @@ pub struct Setup {
     pub system: String,
     /// The backend of a channel is started from this.
     pub spec: Spec,
+    /// The tools that it has of its harness.
+    pub tools: Grants,
+    /// Where ACP programs find them; without it they have none.
+    pub bridge: Option<Arc<dyn Bridge>>,
     pub budget: skep_core::budget::Limits,
     /// The budget of the fleet and of each task, where one is set.
     pub purse: Option<Arc<dyn Purse>>,

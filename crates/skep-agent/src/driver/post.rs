@@ -47,21 +47,31 @@ impl<D: Door + 'static> Desk<D> {
         trigger: &Letter,
         earlier: &[RawEvent],
     ) -> Result<String, StoreError> {
-        let said = |event: &RawEvent, verified| prompt::Said {
+        let said = |event: &RawEvent, verified| self.quote(&message.channel, event, verified);
+        let verified = if trigger.form == Form::Wrapped { Verified::Seal } else { Verified::Signature };
+        let asked = prompt::Said { id: trigger.carrier, ..said(&trigger.said, verified) };
+        let earlier: Vec<_> = earlier.iter().map(|event| said(event, Verified::Signature)).collect();
+        let prompt = prompt::build(&self.setup.system, &earlier, &[asked], Boundary(self.random()));
+        Ok(format!("{}\n{}", prompt.system.trim_start(), prompt.user))
+    }
+
+    /// A page of the conversation, for an agent that asked for it.
+    pub(super) fn render_page(&self, channel: &str, events: &[RawEvent]) -> String {
+        let said: Vec<_> = events.iter().map(|event| self.quote(channel, event, Verified::Signature)).collect();
+        prompt::page(&said, Boundary(self.random()))
+    }
+
+    fn quote(&self, channel: &str, event: &RawEvent, verified: Verified) -> prompt::Said {
+        prompt::Said {
             id: event.id,
             from: event.pubkey,
             name: None,
             relation: self.relation(event),
             verified,
             at: Moment::from_secs(event.created_at),
-            channel: message.channel.clone(),
+            channel: channel.to_owned(),
             text: event.content.clone(),
-        };
-        let verified = if trigger.form == Form::Wrapped { Verified::Seal } else { Verified::Signature };
-        let asked = prompt::Said { id: trigger.carrier, ..said(&trigger.said, verified) };
-        let earlier: Vec<_> = earlier.iter().map(|event| said(event, Verified::Signature)).collect();
-        let prompt = prompt::build(&self.setup.system, &earlier, &[asked], Boundary(self.random()));
-        Ok(format!("{}\n{}", prompt.system.trim_start(), prompt.user))
+        }
     }
 
     pub(super) fn relation(&self, event: &RawEvent) -> Relation {

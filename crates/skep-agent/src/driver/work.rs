@@ -1,9 +1,9 @@
 //! Turns: from the lease and the journal through the backend to the one outcome.
 
-use skep_core::backend::{AskId, BackendError, Order, Said, Session};
+use skep_core::backend::{Ask, AskId, BackendError, Order, Said, Session};
 use skep_core::door::Door;
 use skep_core::meter::{Measured, Observed};
-use skep_core::permit::{self, Nonce, Origin};
+use skep_core::permit::{self, Nonce, Origin, Permits};
 use skep_core::queue::{self, Ended};
 use skep_core::turn::{Cancel, Done, Effect, Outcome, Turn, TurnId};
 use skep_proto::agent::metering::TurnMetric;
@@ -25,6 +25,9 @@ use crate::Backend;
 /// Backends that are kept though nothing runs on them, beyond those that `parallel` allows to run.
 const IDLE_MAX: usize = 4;
 
+/// How the permissions are asked.
+pub(super) type How = fn(&mut Permits, u64, Origin, &Ask, Nonce) -> Vec<permit::Effect>;
+
 /// A channel's backend, and the turn that runs on it.
 pub(super) struct Live {
     orders: mpsc::Sender<Order>,
@@ -34,17 +37,21 @@ pub(super) struct Live {
     session: Option<Session>,
     pub(super) turn: Option<Running>,
     seen: Seen,
+    /// Its tools end with it.
+    _tools: Option<AbortOnDropHandle<()>>,
     /// By the steady clock.
     used: u64,
 }
 
 pub(super) struct Running {
     pub id: TurnId,
-    machine: Turn,
+    pub machine: Turn,
     pub trigger: Letter,
     pub epoch: Epoch,
     /// When its lease was, by the steady clock.
     pub renewed: u64,
+    /// When it last told its progress, by the steady clock.
+    pub told: Option<u64>,
 }
 
 impl Live {
@@ -91,7 +98,7 @@ impl<D: Door + 'static> Desk<D> {
         let (machine, effects) =
             Turn::start(now, live.1, vec![trigger.carrier], attempt, live.0.session.clone(), prompt);
         live.0.seen.add(earlier.iter().map(|event| event.id).chain([trigger.said.id]));
-        live.0.turn = Some(Running { id: turn.clone(), machine, trigger, epoch, renewed: now });
+        live.0.turn = Some(Running { id: turn.clone(), machine, trigger, epoch, renewed: now, told: None });
         live.0.used = now;
         self.tell_queue(queue::Input::Started { id: message.id, turn, epoch })?;
         self.do_turn(&message.channel, effects)
@@ -100,11 +107,12 @@ impl<D: Door + 'static> Desk<D> {
     /// The backend of a channel, started when there is none.
     fn backend(&mut self, channel: &str) -> Result<(&mut Live, skep_core::turn::Times), StoreError> {
         if !self.live.contains_key(channel) {
-            let spec = self.spec_of(channel)?;
+            let mut spec = self.spec_of(channel)?;
             self.generation += 1;
+            let tools = self.furnish(&mut spec, channel, self.generation);
             let seen = self.seen_before(channel)?;
             let live = spawn(Backend::start(spec), self.inner.clone(), channel.to_owned(), self.generation);
-            let live = Live { seen, ..live };
+            let live = Live { seen, _tools: tools, ..live };
             self.live.insert(channel.to_owned(), live);
         }
         let times = self.setup.times;
@@ -170,7 +178,7 @@ impl<D: Door + 'static> Desk<D> {
                 // Closing its input asks a program to end; what does not is killed.
                 Effect::Terminate => self.tell(channel, Order::Close),
                 Effect::Kill => self.kill(channel)?,
-                Effect::Ask(ask) => self.ask(channel, &ask)?,
+                Effect::Ask(ask) => self.ask(channel, &ask, Permits::ask)?,
                 Effect::Observe { kind, payload } => self.observe(channel, kind, payload),
                 Effect::Tool(_) => {}
                 Effect::Opened(session) => self.open_session(channel, &session)?,
@@ -205,7 +213,8 @@ impl<D: Door + 'static> Desk<D> {
         Ok(())
     }
 
-    fn ask(&mut self, channel: &str, ask: &skep_core::backend::Ask) -> Result<(), StoreError> {
+    /// Asks for a permission, by the rules or past them.
+    pub(super) fn ask(&mut self, channel: &str, ask: &Ask, how: How) -> Result<(), StoreError> {
         let Some(live) = self.live.get(channel) else { return Ok(()) };
         let Some(turn) = &live.turn else { return Ok(()) };
         let origin = Origin {
@@ -218,7 +227,8 @@ impl<D: Door + 'static> Desk<D> {
             turn_ends_ms: turn.machine.ends_at_ms(),
         };
         let nonce = Nonce(faster_hex::hex_string(&self.random::<16>()));
-        let effects = self.permits.ask(self.mono_ms(), origin, ask, nonce.clone());
+        let now = self.mono_ms();
+        let effects = how(&mut self.permits, now, origin, ask, nonce.clone());
         if let Some(frame) = &ask.frame {
             let is_open = effects.iter().any(|effect| matches!(effect, permit::Effect::Show(_)));
             self.observe_question(channel, frame, permit::asked(&nonce, is_open));
@@ -413,6 +423,12 @@ impl<D: Door + 'static> Desk<D> {
         wanted.filter_map(|(_, live)| live.turn.as_ref()).map(|turn| turn.id.clone()).collect()
     }
 
+    /// The turn that a backend runs, as far as it is this backend, and the turn is not being ended.
+    pub(super) fn running_of(&mut self, channel: &str, generation: u64) -> Option<&mut Running> {
+        let live = self.live.get_mut(channel).filter(|live| live.generation == generation)?;
+        live.turn.as_mut().filter(|running| !running.machine.is_ending())
+    }
+
     pub(super) fn channel_of(&self, turn: &TurnId) -> Option<String> {
         let is_it = |live: &Live| live.turn.as_ref().is_some_and(|running| running.id == *turn);
         self.live.iter().find(|(_, live)| is_it(live)).map(|(channel, _)| channel.clone())
@@ -470,7 +486,7 @@ fn spawn(mut backend: Backend, inner: mpsc::Sender<Inner>, channel: String, gene
             }
         }
     }));
-    Live { orders, task, generation, session: None, turn: None, seen: Seen::default(), used: 0 }
+    Live { orders, task, generation, session: None, turn: None, seen: Seen::default(), _tools: None, used: 0 }
 }
 
 fn outcome_name(how: &Ended) -> &'static str {

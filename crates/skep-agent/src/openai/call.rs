@@ -13,9 +13,9 @@ use super::failure;
 use super::history::History;
 use super::settings::OpenAi;
 use super::stream::{Answer, Stream};
-use super::toolbox::{Tool, Toolbox};
 use crate::acp::message::shown;
 use crate::http::{self, Call, HttpError, Reply};
+use crate::tools::{Tool, Toolbox};
 
 /// Bytes of a refusal that are read.
 const REFUSAL_BYTES_MAX: usize = 64 * 1024;

@@ -2,7 +2,7 @@
 //!
 //! Job: hold a conversation, stream the answers, run the tools that the caller gave, measure.
 //! Neighbours: `call` makes one model call; `stream` reads its answer; `history` is what the model is sent;
-//! `toolbox` is what the caller gives; `failure` says what went wrong; `desk` keeps orders and words moving.
+//! [`crate::tools`] is what the caller gives; `failure` says what went wrong; `desk` keeps orders and words moving.
 //! Must not: retry. What failed is told with its reason, and the harness decides.
 
 mod call;
@@ -11,7 +11,6 @@ mod failure;
 mod history;
 mod settings;
 mod stream;
-mod toolbox;
 
 use serde_json::{Value, json};
 use tokio::sync::mpsc;
@@ -22,9 +21,9 @@ use skep_core::backend::{
 
 use crate::spec::{Kind, Spec};
 use crate::text::cut;
+use crate::tools::{Tool, ToolAnswer};
 
 pub use settings::{HISTORY_BYTES_DEFAULT, Key, OpenAi, Secret};
-pub use toolbox::{Tool, ToolAnswer, Toolbox};
 
 use call::Caller;
 use desk::Desk;

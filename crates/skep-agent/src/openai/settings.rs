@@ -8,7 +8,7 @@ use serde_json::{Map, Value};
 use url::Url;
 use zeroize::Zeroizing;
 
-use super::toolbox::Toolbox;
+use crate::tools::Toolbox;
 
 /// Bytes of conversation that a model is sent: at four bytes a token 64,000 tokens, half of a usual context.
 pub const HISTORY_BYTES_DEFAULT: usize = 256 * 1024;

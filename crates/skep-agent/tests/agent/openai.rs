@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use futures_util::future::BoxFuture;
 use serde_json::{Value, json};
-use skep_agent::openai::{Key, OpenAi, Secret, Tool, ToolAnswer, Toolbox};
+use skep_agent::openai::{Key, OpenAi, Secret};
+use skep_agent::tools::{Tool, ToolAnswer, Toolbox};
 use skep_agent::words::{Ask, BackendError, Ended, Order, Said, Scope, ToolKind, ToolStatus};
 use skep_agent::{Backend, Environment, Kind, Spec};
 
@@ -40,6 +41,7 @@ impl Toolbox for Notes {
             parameters: json!({ "type": "object", "properties": { "text": { "type": "string" } } }),
             kind: ToolKind::Edit,
             asks,
+            writes: asks,
         };
         vec![tool("note", false), tool("publish", true)]
     }

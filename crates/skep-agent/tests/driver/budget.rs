@@ -7,7 +7,8 @@ use std::sync::atomic::Ordering;
 use futures_util::future::BoxFuture;
 use serde_json::{Value, json};
 use skep_agent::driver::{Purse, Refused};
-use skep_agent::openai::{OpenAi, Tool, ToolAnswer, Toolbox};
+use skep_agent::openai::OpenAi;
+use skep_agent::tools::{Tool, ToolAnswer, Toolbox};
 use skep_core::backend::ToolKind;
 use skep_core::budget::{Exhausted, Limit, Limits, Scope, Shared, Spent};
 use skep_core::meter::{Price, PriceTable};
@@ -153,7 +154,7 @@ impl Toolbox for Again {
     fn tools(&self) -> Vec<Tool> {
         let parameters = json!({ "type": "object", "properties": {} });
         let (name, description) = ("again".to_owned(), "says: once more".to_owned());
-        vec![Tool { name, description, parameters, kind: ToolKind::Read, asks: false }]
+        vec![Tool { name, description, parameters, kind: ToolKind::Read, asks: false, writes: false }]
     }
 
     fn call<'a>(&'a self, _: &'a str, _: Value) -> BoxFuture<'a, ToolAnswer> {

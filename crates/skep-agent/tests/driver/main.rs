@@ -18,6 +18,7 @@ mod provider;
 mod relay;
 mod sealed;
 mod several;
+mod tools;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -72,6 +73,8 @@ fn setup(dir: &std::path::Path, instance: &str, backend: Backend) -> Setup {
         about: "works".into(),
         system: "You are worker.".into(),
         spec: Spec::new(backend, dir, env),
+        tools: skep_core::tools::Grants::none(),
+        bridge: None,
         budget: Default::default(),
         purse: None,
         prices: None,

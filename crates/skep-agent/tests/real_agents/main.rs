@@ -5,7 +5,11 @@
 #[path = "../agent/desk.rs"]
 #[expect(dead_code, reason = "each test binary uses a part of it")]
 mod desk;
+mod driven;
 #[path = "../mock_model/mod.rs"]
 mod mock_model;
 mod program;
+#[path = "../driver/relay.rs"]
+#[expect(dead_code, clippy::unwrap_used, reason = "each test binary uses a part of it, and it is a test")]
+mod relay;
 mod turns;

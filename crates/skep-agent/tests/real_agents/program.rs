@@ -58,7 +58,8 @@ impl Program {
                 ("OPENCODE_DISABLE_LSP_DOWNLOAD", "1".to_owned()),
             ],
             Self::Qwen => {
-                let settings = json!({ "security": { "auth": { "selectedType": "openai" } }, "memory": { "enableManagedAutoMemory": false, "enableManagedAutoDream": false },
+                // Tools of servers are listed to the model as the others are, and not behind a search.
+                let settings = json!({ "tools": { "toolSearch": { "enabled": false } }, "security": { "auth": { "selectedType": "openai" } }, "memory": { "enableManagedAutoMemory": false, "enableManagedAutoDream": false },
                     "ui": { "enableFollowupSuggestions": false }, "privacy": { "usageStatisticsEnabled": false } });
                 std::fs::create_dir_all(home.join(".qwen")).expect("a directory");
                 std::fs::write(home.join(".qwen/settings.json"), settings.to_string()).expect("settings");
@@ -90,7 +91,7 @@ fn opencode_config(base_url: &str) -> Value {
         "model": "mock/mock", "small_model": "mock/mock", "autoupdate": false, "share": "disabled",
         "enabled_providers": ["mock"],
         "provider": { "mock": { "npm": "@ai-sdk/openai-compatible", "name": "Mock",
-            "options": { "baseURL": base_url, "apiKey": "mock-key" }, "models": { "mock": model } } },
+            "options": { "baseURL": base_url, "apiKey": "mock-key" }, "models": { "mock": model, "other": model } } },
     })
 }
 

@@ -326,6 +326,8 @@ fn setup(
         about: plan.about.clone(),
         system: plan.system.clone(),
         spec: plan.spec.clone(),
+        tools: plan.tools.clone(),
+        bridge: Some(Arc::new(plan.bridge.clone())),
         budget: plan.budget,
         purse: purse(plan),
         prices: plan.prices.clone(),

@@ -100,6 +100,7 @@ impl Instance {
         // Two drivers on one set of records would each take the other's turns for dead ones.
         let lock = DirLock::acquire(&plan.directory)?;
         let store = Arc::new(AgentStore::open(&plan.directory.join(RECORDS))?);
+        plan.bridge.sweep()?;
         let (says, state) = watch::channel(State::Running);
         let first = Generation::start(&plan, plan.has_leases, &store, &drive)?;
         let (shows, handles) = watch::channel(Some(first.handles.clone()));

@@ -6,6 +6,7 @@
 //! Lifetime: from [`Instance::start`] to [`Instance::stop`]; what fails in between is started again.
 //! Must not: decide what is prompted or answered, or hand on what did not verify.
 
+pub mod bridge;
 mod concerns;
 pub mod door;
 mod gap;
@@ -35,6 +36,7 @@ use skep_core::budget::{Limits, Shared};
 use skep_core::leader::Mode;
 use skep_core::meter::PriceTable;
 use skep_core::permit::Policy;
+use skep_core::tools::Grants;
 use skep_core::{queue, turn};
 use skep_proto::name::AgentName;
 
@@ -58,6 +60,8 @@ pub struct Plan {
     pub ledger: PathBuf,
     pub prices: Option<PriceTable>,
     pub spec: Spec,
+    pub tools: Grants,
+    pub bridge: bridge::Bridge,
     /// The first is its home.
     pub relays: Vec<String>,
     pub has_leases: bool,

@@ -13,11 +13,13 @@ use skep_core::leader;
 use skep_core::meter::{Price, PriceTable};
 use skep_core::permit::{Policy, Stance};
 use skep_core::queue;
+use skep_core::tools::Grants;
 use skep_proto::attestation::Attestation;
 use skep_proto::name::NameError;
 use skep_proto::{PubKey, Tags, limits};
 
 use super::Plan;
+use super::bridge::Bridge;
 use super::purse::LEDGER;
 use crate::client::{Credentials, parse_relay_url};
 use crate::config::ConfigError;
@@ -110,6 +112,9 @@ settings! {
     about: String = String::new();
     /// What every prompt begins with; for `openai`, the system message.
     system: String = String::new();
+    /// The tools that it has of Skep: `progress`, `history`, `agents`; `ask_agent` and `ask_human`, which others see, only
+    /// when they are named. What is not named here does not exist for it. A `command` has none.
+    tools: Vec<String> = Grants::default().names().map(|name| name.as_str().to_owned()).collect();
     /// Where its backend works; empty: `<home>/agents/<name>/work`.
     workdir: String = String::new();
     /// Names of variables of our environment that its backend gets beside the usual ones.
@@ -291,6 +296,7 @@ impl AgentSettings {
             return Err(self.wrong("allowlist", "is read only where respond_to is \"allowlist\""));
         }
         self.allowed()?;
+        self.grants()?;
         self.check_backend()?;
         self.check_budget()
     }
@@ -362,6 +368,10 @@ impl AgentSettings {
         self.allowlist.iter().map(read).collect()
     }
 
+    fn grants(&self) -> Result<Grants, ConfigError> {
+        Grants::read(&self.tools).map_err(|error| self.wrong("tools", error.to_string()))
+    }
+
     /// The name of its key in the key ring.
     pub fn key_name(&self) -> &str {
         if self.key.is_empty() { &self.name } else { &self.key }
@@ -385,6 +395,8 @@ impl AgentSettings {
         let kind = self.kind(env.get("PATH").unwrap_or_default(), key)?;
         let some = |text: &String| (!text.is_empty()).then(|| text.clone());
         let preset = if self.backend == BackendKind::Acp { self.preset()? } else { None };
+        let command = std::env::current_exe();
+        let command = command.map_err(|error| self.wrong("tools", format!("this program cannot be found: {error}")))?;
         let env = match preset {
             Some(preset) => preset.environment(&env).map_err(|error| self.wrong("preset", error.to_string()))?,
             None => env,
@@ -406,6 +418,8 @@ impl AgentSettings {
             ledger: home.join(LEDGER),
             prices: self.price.as_ref().map(PriceSettings::table),
             spec,
+            tools: self.grants()?,
+            bridge: Bridge::new(home.to_owned(), command),
             relays: self.relays.clone(),
             has_leases: self.leases,
             directory,

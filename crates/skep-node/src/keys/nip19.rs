@@ -9,13 +9,7 @@ use skep_proto::{EventId, PubKey, RawEvent};
 use super::KeyError;
 use super::source::looks_secret;
 
-/// As an npub.
-pub fn npub(key: &PubKey) -> String {
-    match PublicKey::from_byte_array(key.0).to_bech32() {
-        Ok(text) => text,
-        Err(never) => match never {},
-    }
-}
+pub use skep_proto::mention::npub;
 
 /// As a note.
 pub fn note(id: &EventId) -> String {

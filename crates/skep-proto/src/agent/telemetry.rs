@@ -95,6 +95,8 @@ words! {
         LeadershipStatus = "leadership_status",
         /// Ours: where a message in the inbox stands.
         MessageState = "message_state",
+        /// Ours: the agent's own word on where its turn stands.
+        Progress = "progress",
         Batch = "batch",
     }
 }
@@ -235,6 +237,14 @@ pub struct MessageStatus {
     pub is_paused: bool,
 }
 
+/// Payload of `progress`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Progress {
+    /// Untrusted.
+    pub text: String,
+}
+
 fn is_zero(n: &u64) -> bool {
     *n == 0
 }
@@ -325,6 +335,7 @@ mod tests {
                 Payload::of(&TurnStarted { triggering_event_ids: vec![id], attempt: 2 }),
                 format!(r#"{{"triggeringEventIds":["{id}"],"attempt":2}}"#),
             ),
+            (Payload::of(&Progress { text: "half".into() }), r#"{"text":"half"}"#.into()),
             (
                 Payload::of(&SessionResolved { is_new: true, program: "goose 1.2".into(), model: None }),
                 r#"{"isNew":true,"program":"goose 1.2","model":null}"#.into(),

@@ -13,6 +13,7 @@ mod import;
 mod inbox;
 mod input;
 mod key;
+mod mcp;
 mod name;
 mod owner;
 mod pause;
@@ -62,6 +63,7 @@ pub fn run(cli: Cli) -> Result<(), CliError> {
         Command::Import(args) => import::run(&args, &mut out),
         Command::Export(args) => export::run(&args, &mut out),
         Command::Channels(args) => channels::run(&args, &mut out),
+        Command::Mcp(args) => mcp::run(&args),
         Command::Doctor { settings } => doctor::run(&settings, &mut out),
     }?;
     out.flush()

@@ -1,5 +1,5 @@
-//! A child of the harness has nothing of ours: no key and no token, in its environment, arguments, open files or
-//! memory.
+//! A child of the harness has nothing of ours, nor has what it starts to reach its tools: no key and no token, in its
+//! environment, arguments, open files or memory.
 
 use std::collections::BTreeSet;
 use std::fs::{self, File};
@@ -76,10 +76,10 @@ fn children(hive: &Hive) -> Vec<u32> {
     let harness = hive.slots[0].process.as_ref().unwrap().pid();
     let command = |pid: u32| read(format!("/proc/{pid}/cmdline").as_ref());
     let mut found = Vec::new();
-    until("both backends run", || {
+    until("both backends and the way to the tools run", || {
         found = descendants(harness).into_iter().map(|(pid, _)| pid).filter(|pid| *pid != harness).collect();
         let runs = |what: &str| found.iter().any(|pid| command(*pid).contains(what));
-        runs("while [") && runs("demo")
+        runs("while [") && runs("demo") && runs("mcp\0--socket")
     });
     found
 }
@@ -88,7 +88,13 @@ fn children(hive: &Hive) -> Vec<u32> {
 fn a_child_has_no_key_or_token_of_ours_in_its_environment_arguments_files_or_memory() {
     let binary = std::env::var("SKEP_BIN").unwrap_or_else(|_| env!("CARGO_BIN_EXE_skep").into());
     let plain = format!("backend = \"command\"\ncommand = \"/bin/sh\"\nargs = [\"-c\", {WAITS:?}]");
-    let acp = format!("backend = \"acp\"\ncommand = {binary:?}\nargs = [\"agent\", \"demo\"]");
+    // It starts its tools, as programs do, and leaves them open.
+    let tools = "../../../run/tools/*.sock";
+    let starts = format!(
+        "(until ls {tools} >/dev/null 2>&1; do sleep 0.05; done; sleep 600 | {binary} mcp --socket $(ls {tools})) \
+         >/dev/null & exec {binary} agent demo"
+    );
+    let acp = format!("backend = \"acp\"\ncommand = \"/bin/sh\"\nargs = [\"-c\", {starts:?}]");
     let nsec_of_somebody = format!("nsec1{}", "q".repeat(58));
     let plan = Plan {
         agents: vec![Agent::new("plain", 31, plain), Agent::new("acp", 32, acp)],

@@ -86,6 +86,7 @@ pub fn line(shown: &Shown) -> Option<String> {
         Shown::Message(status) if !status.reason.is_empty() => {
             format!("… message {}: {}", status.state, status.reason)
         }
+        Shown::Progress(progress) => format!("» {}", progress.text),
         Shown::Leadership(status) if status.is_leader => format!("★ instance {} leads", short(&status.instance_id)),
         Shown::Leadership(status) => format!("☆ instance {} follows", short(&status.instance_id)),
         Shown::Alive(alive) => format!("… no sign of its backend for {}", duration(alive.idle_ms)),
@@ -103,6 +104,7 @@ pub fn live_json(directory: &Directory, item: &Item) -> Option<Value> {
         Shown::Text(text) => json!({ "type": "text", "text": text }),
         Shown::Thought(text) => json!({ "type": "thought", "text": text }),
         Shown::Tool { id, title, status } => json!({ "type": "tool", "id": id, "title": title, "status": status }),
+        Shown::Progress(progress) => json!({ "type": "progress", "text": progress.text }),
         Shown::TurnStarted(started) => json!({ "type": "turn_started", "attempt": started.attempt }),
         Shown::TurnEnded { is_error, ended } => {
             json!({ "type": "turn_ended", "is_error": is_error, "stop": ended.stop_reason, "error": ended.error })

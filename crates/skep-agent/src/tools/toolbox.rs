@@ -1,4 +1,4 @@
-//! Tools that a caller gives to a model.
+//! What a backend offers to its model and runs for it, whoever gives it.
 
 use futures_util::future::BoxFuture;
 use serde_json::Value;
@@ -21,8 +21,10 @@ pub struct Tool {
     /// A JSON schema of an object.
     pub parameters: Value,
     pub kind: ToolKind,
-    /// A permission is needed for each call.
+    /// The backend is to ask for a permission before each call. A toolbox that asks by itself says no.
     pub asks: bool,
+    /// Others see what it does.
+    pub writes: bool,
 }
 
 /// What a model is told.
