@@ -12,9 +12,7 @@ fn status(status: u16, retry_after: Option<u64>, code: &'static str) -> Reply {
 
 async fn start(dir: &std::path::Path, relay: &Arc<Relay>, mock: &MockModel, machine: &Arc<Machine>) -> Instance {
     let backend = Backend::OpenAi(OpenAi::new(mock.base_url().parse().unwrap(), "mock"));
-    let instance = Instance::start(Setup { host: machine.clone(), ..setup(dir, "a", backend) }, relay);
-    instance.tell(PROMPTER).await;
-    instance
+    prompter(Setup { host: machine.clone(), ..setup(dir, "a", backend) }, relay).await
 }
 
 /// The row as it is shown.
@@ -88,10 +86,8 @@ async fn a_dead_letter_has_one_notice_and_can_be_tried_again() {
     let machine = Arc::new(Machine::default());
     let setup = setup(dir.path(), "a", backend);
     let queue = queue::Settings { attempts_max: 2, ..setup.queue };
-    let instance = Instance::start(Setup { queue, host: machine.clone(), ..setup }, &relay);
-    instance.tell(PROMPTER).await;
-    let asked = mention(OWNER, "work");
-    instance.event(&asked).await;
+    let instance = prompter(Setup { queue, host: machine.clone(), ..setup }, &relay).await;
+    let asked = ask(&instance, "work").await;
     until_ended(&instance, 1).await;
     machine.ahead_ms.store(10_000, std::sync::atomic::Ordering::Relaxed);
     until_is(&instance.store, &asked.id, "dead").await;
