@@ -1,6 +1,6 @@
 //! The state of the loop, and what the queue asks for.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -94,8 +94,8 @@ pub(super) struct Desk<D> {
     pub answered: BTreeMap<EventId, EventId>,
     /// The channels that have, or had, a backend.
     pub live: BTreeMap<String, Live>,
-    /// Messages whose sender could not be judged yet.
-    pub unjudged: BTreeSet<EventId>,
+    /// Messages whose sender could not be judged yet, and whose membership is waited for. `None`: not looked at yet.
+    pub unjudged: BTreeMap<EventId, Option<Of>>,
     pub members: Members,
     /// When it is seen to what the agent says of itself, by the steady clock.
     pub introduces_at: u64,
@@ -141,7 +141,7 @@ impl<D: Door + 'static> Desk<D> {
             is_caught_up: setup.has_leases,
             answered: BTreeMap::new(),
             live: BTreeMap::new(),
-            unjudged: BTreeSet::new(),
+            unjudged: BTreeMap::new(),
             members: Members::default(),
             introduces_at: 0,
             held: BTreeMap::new(),
@@ -163,7 +163,7 @@ impl<D: Door + 'static> Desk<D> {
         }
         let stored: Vec<EventId> =
             desk.queue.rows().filter(|row| row.state == State::Stored).map(|row| row.message.id).collect();
-        desk.unjudged.extend(stored);
+        desk.unjudged.extend(stored.into_iter().map(|id| (id, None)));
         // What a relay said and the instance before did not hear.
         let home = desk.setup.relays.first().cloned().unwrap_or_default();
         for (answer, said) in desk.setup.store.refused_answers(&home)? {
@@ -401,7 +401,7 @@ impl<D: Door + 'static> Desk<D> {
         if let Some(event) = self.answered.remove(&id) {
             return self.tell_queue(queue::Input::AnsweredElsewhere { id, event });
         }
-        self.unjudged.insert(id);
+        self.unjudged.insert(id, None);
         self.judge(&id)
     }
 
@@ -471,7 +471,7 @@ impl<D: Door + 'static> Desk<D> {
 
     fn beat(&mut self) -> Result<(), StoreError> {
         self.beaten_at = self.mono_ms();
-        self.judge_again()?;
+        self.ask_members_again();
         self.renew_leases();
         self.complete_held();
         self.introduce()?;
@@ -482,7 +482,15 @@ impl<D: Door + 'static> Desk<D> {
     }
 
     pub(super) fn judge_again(&mut self) -> Result<(), StoreError> {
-        let waiting: Vec<EventId> = self.unjudged.iter().copied().collect();
+        let waiting: Vec<EventId> = self.unjudged.keys().copied().collect();
+        waiting.iter().try_for_each(|id| self.judge(id))
+    }
+
+    /// Those that waited for one word.
+    pub(super) fn judge_those_of(&mut self, of: &Of) -> Result<(), StoreError> {
+        let is_theirs = |wanted: &Option<Of>| wanted.as_ref().is_none_or(|wanted| wanted == of);
+        let waiting: Vec<EventId> =
+            self.unjudged.iter().filter(|(_, wanted)| is_theirs(wanted)).map(|(id, _)| *id).collect();
         waiting.iter().try_for_each(|id| self.judge(id))
     }
 
