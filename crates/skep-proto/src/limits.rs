@@ -102,6 +102,9 @@ pub const RETRY_MS_MAX: u64 = 300_000;
 pub const TURN_IDLE_MS: u64 = 15 * 60 * 1_000;
 pub const TURN_MS_MAX: u64 = 2 * 60 * 60 * 1_000;
 
+/// Milliseconds for which a provider's word to come back later is believed: a day; then it is asked once more.
+pub const RETRY_AFTER_MS_MAX: u64 = 24 * 60 * 60 * 1_000;
+
 /// From "please stop" to terminate, from there to kill, and from there to giving up on hearing of its end.
 pub const KILL_STEP_MS: u64 = 5_000;
 

@@ -161,6 +161,9 @@ impl<D: Door + 'static> Desk<D> {
         if let Some(reason) = desk.setup.store.fact(PAUSED)? {
             desk.tell_queue(queue::Input::Paused(reason))?;
         }
+        if let Some(until) = desk.setup.store.fact(BUSY)?.and_then(|until| until.parse().ok()) {
+            desk.tell_queue(queue::Input::Busy(until))?;
+        }
         let stored: Vec<EventId> =
             desk.queue.rows().filter(|row| row.state == State::Stored).map(|row| row.message.id).collect();
         desk.unjudged.extend(stored.into_iter().map(|id| (id, None)));
@@ -305,6 +308,7 @@ impl<D: Door + 'static> Desk<D> {
             }
             Command::Resume => {
                 self.setup.store.set_fact(PAUSED, None)?;
+                self.setup.store.set_fact(BUSY, None)?;
                 self.tell_queue(queue::Input::Resumed)?;
                 Ok(Ok("resumed".into()))
             }
@@ -371,6 +375,7 @@ impl<D: Door + 'static> Desk<D> {
                 self.wake_at = Some(at);
                 Ok(())
             }
+            Effect::Busy(until) => self.setup.store.set_fact(BUSY, Some(&until.to_string())),
             Effect::React { .. } | Effect::Prompt { .. } | Effect::Steer { .. } => Ok(()),
         }
     }
@@ -524,6 +529,9 @@ pub(super) const STOPS: &str = "the harness stops";
 
 /// The fact that an agent is paused, with the reason.
 pub const PAUSED: &str = "paused";
+
+/// The fact that the provider said not to come back before a time, in milliseconds since 1970.
+const BUSY: &str = "busy_until";
 
 /// A row as the store keeps it.
 pub(super) fn state_of(row: &Row) -> MessageState {

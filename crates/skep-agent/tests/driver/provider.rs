@@ -99,3 +99,37 @@ async fn a_dead_letter_has_one_notice_and_can_be_tried_again() {
     relay.wait_for(Kind::NOTE, 2).await;
     assert_eq!(relay.accepted(Kind::NOTE).len(), 2, "one notice, one answer");
 }
+
+#[tokio::test]
+async fn a_provider_that_said_when_to_come_back_is_left_alone_over_a_restart_until_then_or_until_resumed() {
+    let (dir, relay) = (tempfile::tempdir().unwrap(), Arc::new(Relay::default()));
+    let (mock, machine) =
+        (MockModel::queue([status(429, Some(1_200), ""), Reply::Text("done".into())]).await, Arc::default());
+    let instance = start(dir.path(), &relay, &mock, &machine).await;
+    let asked = ask(&instance, "work").await;
+    until_ended(&instance, 1).await;
+    until_is(&instance.store, &asked.id, "queued").await;
+    instance.kill();
+    let instance = start(dir.path(), &relay, &mock, &machine).await;
+    // Another channel, which knows nothing of it.
+    let other = ask_in(&instance, "elsewhere", "other").await;
+    until_is(&instance.store, &other.id, "queued").await;
+    let (reply, flushed) = oneshot::channel();
+    instance.tell(Input::Flushed(reply)).await;
+    flushed.await.unwrap();
+    assert_eq!(mock.asked().len(), 1, "it said not to come back before");
+    assert_eq!(command(&instance, Command::Resume).await, Ok("resumed".into()));
+    until_is(&instance.store, &other.id, "answered").await;
+    instance.kill();
+    // What the owner lifted stays lifted.
+    let instance = start(dir.path(), &relay, &mock, &machine).await;
+    let third = ask_in(&instance, "elsewhere", "third").await;
+    until_is(&instance.store, &third.id, "answered").await;
+}
+
+async fn ask_in(instance: &Instance, group: &str, text: &str) -> RawEvent {
+    let draft = Draft::new(Kind::CHAT, now(), text).tag(["h", group]).tag(["p", &pubkey(AGENT).to_hex()]);
+    let asked = draft.sign(&keys(OWNER), &[0; 32]).raw().clone();
+    instance.event(&asked).await;
+    asked
+}

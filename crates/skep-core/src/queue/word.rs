@@ -92,6 +92,8 @@ pub enum Input {
     /// No new turns until [`Input::Resumed`].
     Paused(String),
     Resumed,
+    /// The provider said not to come back before, to the instance before this one.
+    Busy(UnixMs),
     /// Whether this instance is the prompter.
     Leading(bool),
     /// A time of [`Effect::WakeAt`] came.
@@ -156,6 +158,8 @@ pub enum Effect {
         reason: String,
     },
     WakeAt(UnixMs),
+    /// The provider said not to come back before: to be kept, for [`Input::Busy`] at the next start.
+    Busy(UnixMs),
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
