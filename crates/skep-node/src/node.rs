@@ -9,14 +9,14 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures_util::future::join_all;
 use skep_proto::control::{Answer, Ask, NodeStatus, Outcome, RelayStatus};
+use skep_proto::limits;
 use skep_relay::Relay;
 use tokio::sync::mpsc;
-use tokio::time::{Instant, timeout, timeout_at};
+use tokio::time::{Instant, timeout_at};
 
-use crate::agent::Instance;
 use crate::agent::settings::{AgentSettings, LeaderSettings};
+use crate::agent::{Instance, stop_all};
 use crate::config::Settings;
 use crate::control::{ControlError, Server, ask_all};
 use crate::fleet::{Facts, Fleet, Reload, report};
@@ -24,9 +24,8 @@ use crate::home::{Home, HomeError};
 use crate::keys::{self, KeyError, KeySource, Keyring, Keys, PASSPHRASE_VARIABLE, SecretText};
 use crate::relay::{self, UpError};
 
-/// How long everything may take to stop, and how much of it the agents have: a turn that is cancelled has 5 s to end.
-const STOP: Duration = Duration::from_secs(10);
-const STOP_AGENTS: Duration = Duration::from_secs(8);
+/// How long everything may take to stop.
+const STOP: Duration = Duration::from_millis(limits::STOP_MS);
 
 /// Why a node did not start.
 #[derive(Debug, thiserror::Error)]
@@ -150,14 +149,11 @@ impl Node {
         }
     }
 
-    /// Ends what runs, in reverse order, within ten seconds.
+    /// Ends what runs, in reverse order, within [`limits::STOP_MS`].
     pub async fn stop(self) {
         let deadline = Instant::now() + STOP;
         drop(self.server);
-        let agents = join_all(self.instances.into_iter().map(Instance::stop));
-        if timeout(STOP_AGENTS, agents).await.is_err() {
-            tracing::warn!("an agent does not end; it is cut off");
-        }
+        stop_all(self.instances).await;
         if let Some(relay) = self.relay
             && timeout_at(deadline, relay.shutdown()).await.is_err()
         {

@@ -105,6 +105,15 @@ pub const TURN_MS_MAX: u64 = 2 * 60 * 60 * 1_000;
 /// Milliseconds for which a provider's word to come back later is believed: a day; then it is asked once more.
 pub const RETRY_AFTER_MS_MAX: u64 = 24 * 60 * 60 * 1_000;
 
+/// Milliseconds that everything of a process may take to stop, in order: turns that are cancelled and then killed, with
+/// a second to write their ends down; what was published last, as long as there is time and two seconds at least, and
+/// as long where there is no connection; the relay, two seconds. 5 + 1 + 2 + 2 s is 10 s.
+pub const STOP_TURNS_MS: u64 = 5_000;
+pub const STOP_DRIVER_MS: u64 = STOP_TURNS_MS + 1_000;
+pub const STOP_OUTBOX_MS: u64 = 2_000;
+pub const STOP_AGENTS_MS: u64 = STOP_DRIVER_MS + STOP_OUTBOX_MS;
+pub const STOP_MS: u64 = STOP_AGENTS_MS + 2_000;
+
 /// From "please stop" to terminate, from there to kill, and from there to giving up on hearing of its end.
 pub const KILL_STEP_MS: u64 = 5_000;
 

@@ -69,7 +69,7 @@ pub(super) struct Prompt {
 const INNER_MAX: usize = 256;
 
 /// How long turns may take to end when the harness stops.
-const STOP: Duration = Duration::from_secs(5);
+const STOP: Duration = Duration::from_millis(limits::STOP_TURNS_MS);
 
 /// How often what can wait is done: frames, liveness, leases.
 const BEAT_MS: u64 = 1_000;

@@ -24,7 +24,7 @@ pub mod settings;
 pub use skep_agent::demo::run as demo;
 
 pub(crate) use instance::make_directory;
-pub use instance::{Contact, Instance, NotRunning, RECORDS, StartError, State, Status};
+pub use instance::{Contact, Instance, NotRunning, RECORDS, StartError, State, Status, stop_all};
 
 use std::path::PathBuf;
 

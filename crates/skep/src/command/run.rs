@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use serde_json::json;
 use skep_node::agent::settings::AgentSettings;
-use skep_node::agent::{Instance, Plan};
+use skep_node::agent::{Instance, Plan, stop_all};
 use skep_node::control::Server;
 use skep_node::fleet::{Facts, Fleet};
 use skep_node::home::Home;
@@ -66,9 +66,7 @@ async fn serve(home: &Home, plans: Vec<(Facts, Plan)>, out: &mut Output) -> Resu
     out.flush()?;
     signals.next().await;
     drop(control);
-    for instance in instances {
-        instance.stop().await;
-    }
+    stop_all(instances).await;
     Ok(())
 }
 
