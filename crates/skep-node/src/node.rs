@@ -90,8 +90,11 @@ impl Node {
             return Err(NodeError::Running { pid });
         }
         let ring = Keyring::of(home);
-        let keys: Vec<_> = settings.agent.iter().map(|agent| load(&ring, agent, keys::passphrase)).collect();
-        let keys = keys.into_iter().map(refuse_open).collect::<Result<Vec<_>, KeyError>>()?;
+        // On this thread: while a passphrase is typed nothing else may end the process, and leave the terminal silent.
+        let keys = tokio::task::block_in_place(|| {
+            let keys: Vec<_> = settings.agent.iter().map(|agent| load(&ring, agent, keys::passphrase)).collect();
+            keys.into_iter().map(refuse_open).collect::<Result<Vec<_>, KeyError>>()
+        })?;
         let relay = match settings.relay.enabled {
             true => Some(relay::start(&settings.relay, &ring, home.path()).await.map_err(|error| match error {
                 UpError::Listen { address, cause } if cause.kind() == std::io::ErrorKind::AddrInUse => {
@@ -105,10 +108,13 @@ impl Node {
             relay.as_ref().map(|relay| RelayStatus { url: format!("ws://{}", relay.address()), pubkey: relay.key() });
         let (fleet, wishes) = Fleet::open(shown);
         let fleet = Arc::new(fleet);
-        let mut instances = Vec::new();
-        for (agent, keys) in settings.agent.iter().zip(keys) {
-            instances.extend(start_agent(&fleet, home, &settings.leader, agent, keys));
-        }
+        let (plan, shown) = (blueprint.clone(), Arc::clone(&fleet));
+        let instances = blocking(move || {
+            let Blueprint { home, settings, .. } = &plan;
+            let each = settings.agent.iter().zip(keys);
+            each.filter_map(|(agent, keys)| start_agent(&shown, home, &settings.leader, agent, keys).ok()).collect()
+        })
+        .await;
         let server = Server::start(home, Arc::clone(&fleet))?;
         Ok(Self { blueprint, fleet, wishes, relay, instances, server })
     }
@@ -184,6 +190,17 @@ fn start_added(blueprint: &Blueprint, fleet: &Fleet) -> (Answer, Vec<Instance>) 
     (Answer::Done { outcomes }, instances)
 }
 
+/// Runs what opens records or waits for git, on a thread that nobody else waits for: what is up already
+/// is served meanwhile.
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
+    match tokio::task::spawn_blocking(work).await.map_err(tokio::task::JoinError::try_into_panic) {
+        Ok(done) => done,
+        Err(Ok(panic)) => std::panic::resume_unwind(panic),
+        // The runtime ends, and nobody waits any more.
+        Err(Err(_)) => std::future::pending().await,
+    }
+}
+
 /// The process that runs a node of this home, if one does.
 async fn running(home: &Home) -> Result<Option<u32>, ControlError> {
     let asked = ask_all(home, &Ask::Status).await?;
@@ -216,7 +233,7 @@ fn unattended_passphrase(what: &str) -> Result<SecretText, KeyError> {
     }
 }
 
-/// Starts one agent, and shows it either way. The error is for a person.
+/// Starts one agent, and shows it either way. The error is for a person. It blocks.
 fn start_agent(
     fleet: &Fleet,
     home: &Home,
