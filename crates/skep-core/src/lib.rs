@@ -24,6 +24,7 @@ pub mod queue;
 pub mod rate;
 pub mod session;
 pub mod subs;
+pub mod tree;
 pub mod turn;
 pub mod usage;
 pub mod watch;

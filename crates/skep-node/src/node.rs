@@ -245,6 +245,7 @@ fn start_agent(
     let start = || -> Result<(Facts, Instance), String> {
         let keys = keys.map_err(|error| with_hint(&error, error.hint()))?;
         let plan = agent.plan(leader, keys, home.path(), std::env::vars()).map_err(|error| error.of_agent())?;
+        tokio::runtime::Handle::current().block_on(plan.check_trees()).map_err(|error| format!("repo: {error}"))?;
         let facts = Facts::of_plan(agent, &plan);
         let instance = Instance::start(plan).map_err(|error| error.to_string())?;
         Ok((facts, instance))

@@ -42,6 +42,9 @@ use tokio::sync::{Notify, mpsc, oneshot};
 pub use desk::PAUSED;
 
 use crate::Spec;
+use crate::tree::Trees;
+
+pub use model::tree_fact;
 
 pub use host::{Host, Lead, Library};
 
@@ -66,6 +69,8 @@ pub struct Setup {
     pub system: String,
     /// The backend of a channel is started from this.
     pub spec: Spec,
+    /// Where its conversations work; without it, all in the spec's directory.
+    pub trees: Option<Trees>,
     pub budget: skep_core::budget::Limits,
     /// What tokens cost where the backend does not say.
     pub prices: Option<PriceTable>,

@@ -70,6 +70,7 @@ fn setup(dir: &std::path::Path, instance: &str, backend: Backend) -> Setup {
         about: "works".into(),
         system: "You are worker.".into(),
         spec: Spec::new(backend, dir, env),
+        trees: None,
         budget: Default::default(),
         prices: None,
         relays: vec![HOME.into()],

@@ -316,6 +316,7 @@ fn setup(
         about: plan.about.clone(),
         system: plan.system.clone(),
         spec: plan.spec.clone(),
+        trees: plan.trees.clone(),
         budget: plan.budget,
         prices: plan.prices.clone(),
         relays: plan.relays.clone(),

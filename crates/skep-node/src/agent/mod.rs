@@ -20,6 +20,7 @@ pub mod outbox;
 mod prompter;
 pub mod reconnect;
 pub mod settings;
+pub mod trees;
 
 pub use skep_agent::demo::run as demo;
 
@@ -29,6 +30,7 @@ pub use instance::{Contact, Instance, NotRunning, RECORDS, StartError, State, St
 use std::path::PathBuf;
 
 use skep_agent::Spec;
+use skep_agent::tree::{TreeError, Trees};
 use skep_core::audience::Audience;
 use skep_core::budget::Limits;
 use skep_core::leader::Mode;
@@ -53,6 +55,8 @@ pub struct Plan {
     pub budget: Limits,
     pub prices: Option<PriceTable>,
     pub spec: Spec,
+    /// Where its conversations work; without it, all in the spec's directory.
+    pub trees: Option<Trees>,
     /// The first is its home.
     pub relays: Vec<String>,
     pub has_leases: bool,
@@ -61,4 +65,14 @@ pub struct Plan {
     /// Where the lock files are.
     pub locks: PathBuf,
     pub mode: Mode,
+}
+
+impl Plan {
+    /// Whether its conversations will have a place to work: better told at the start than at the first turn.
+    pub async fn check_trees(&self) -> Result<(), TreeError> {
+        match &self.trees {
+            Some(trees) => trees.check().await,
+            None => Ok(()),
+        }
+    }
 }

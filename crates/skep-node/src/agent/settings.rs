@@ -111,6 +111,11 @@ settings! {
     system: String = String::new();
     /// Where its backend works; empty: `<home>/agents/<name>/work`.
     workdir: String = String::new();
+    /// A git repository that it works on, in place of `workdir`: each conversation in a worktree of its own, on a branch
+    /// `skep/<agent>/…`, below `<home>/agents/<name>/trees`.
+    repo: String = String::new();
+    /// The branch, tag or commit at which new worktrees begin; empty: where the repository's HEAD is.
+    worktree_base: String = String::new();
     /// Names of variables of our environment that its backend gets beside the usual ones.
     env: Vec<String> = Vec::new();
     /// What it may spend: `usd_per_day`, `tokens_per_day` (of a UTC day), `usd_per_turn`, `turns_per_hour`.
@@ -243,6 +248,7 @@ impl AgentSettings {
             return Err(self.wrong("allowlist", "is read only where respond_to is \"allowlist\""));
         }
         self.allowed()?;
+        self.check_repo()?;
         self.check_backend()?;
         self.check_budget()
     }
@@ -335,6 +341,7 @@ impl AgentSettings {
         let env = Environment::allowed(host, &self.env, &[]).map_err(|error| self.wrong("env", error.to_string()))?;
         let workdir = if self.workdir.is_empty() { directory.join("work") } else { PathBuf::from(&self.workdir) };
         let kind = self.kind(env.get("PATH").unwrap_or_default(), key)?;
+        let trees = self.trees(home, &env)?;
         let some = |text: &String| (!text.is_empty()).then(|| text.clone());
         let preset = if self.backend == BackendKind::Acp { self.preset()? } else { None };
         let env = match preset {
@@ -356,6 +363,7 @@ impl AgentSettings {
             budget: self.budget.limits(),
             prices: self.price.as_ref().map(PriceSettings::table),
             spec,
+            trees,
             relays: self.relays.clone(),
             has_leases: self.leases,
             directory,
@@ -462,3 +470,4 @@ fn is_program(path: &Path) -> bool {
 
 #[cfg(test)]
 mod tests;
+mod trees;

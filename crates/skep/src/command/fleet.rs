@@ -12,7 +12,7 @@ use skep_proto::control::{Answer, Ask, Outcome};
 use skep_proto::name::AgentName;
 
 use super::relay::config_path;
-use super::{ID_CHARS_MIN, block_on, roster};
+use super::{ID_CHARS_MIN, block_on, roster, trees};
 use crate::cli::{FleetCommand, PauseArgs, ResumeArgs, RetryArgs};
 use crate::error::{CliError, Kind};
 use crate::screen::{Output, escape};
@@ -28,6 +28,7 @@ pub fn run(command: FleetCommand, out: &mut Output) -> Result<(), CliError> {
         FleetCommand::Resume(args) if args.names.is_empty() => Err(no_name("resume")),
         FleetCommand::Resume(args) => resume(&args, out),
         FleetCommand::Retry(args) => retry(&args, out),
+        FleetCommand::Trees(args) => trees::run(&args, out),
     }
 }
 
@@ -85,7 +86,7 @@ fn note(home: &Home, agent: String, reason: Option<&str>, told: Option<Outcome>)
 }
 
 /// The agents of the configuration that are named, or all of them.
-fn chosen(home: &Home, config: Option<&PathBuf>, names: &[String]) -> Result<Vec<String>, CliError> {
+pub fn chosen(home: &Home, config: Option<&PathBuf>, names: &[String]) -> Result<Vec<String>, CliError> {
     let settings = Settings::load(config_path(home, config).as_deref())?;
     let known: Vec<String> = settings.agent.into_iter().map(|agent| agent.name).collect();
     if let Some(unknown) = names.iter().find(|name| !known.contains(name)) {

@@ -53,7 +53,12 @@ async fn serve(home: &Home, plans: Vec<(Facts, Plan)>, out: &mut Output) -> Resu
     let mut instances = Vec::new();
     for (facts, plan) in plans {
         let (name, key) = (plan.name.clone(), plan.credentials.keys.pubkey());
-        let instance = Instance::start(plan).map_err(|error| CliError::new(Kind::Internal, error))?;
+        let wrong = |error| CliError::new(Kind::Input, format!("agent {:?}: repo: {error}", name.as_str()));
+        plan.check_trees().await.map_err(|error| wrong(error).hint("skep doctor looks at all of them"))?;
+        // It opens records, and the instances before it have this process, too.
+        let started = tokio::task::spawn_blocking(move || Instance::start(plan)).await;
+        let started = started.map_err(|ended| CliError::new(Kind::Internal, ended))?;
+        let instance = started.map_err(|error| CliError::new(Kind::Internal, error))?;
         fleet.put(facts, Ok(instance.contact().clone()));
         instances.push(instance);
         if out.json {
