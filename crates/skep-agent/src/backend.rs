@@ -3,7 +3,7 @@
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
-use skep_core::backend::{Order, Said};
+use skep_core::backend::{BackendError, Ended, Order, Said};
 
 use crate::spec::{Kind, Spec};
 use crate::{acp, command, openai};
@@ -71,7 +71,24 @@ impl Drop for Backend {
     }
 }
 
-async fn run(spec: Spec, orders: mpsc::Receiver<Order>, said: mpsc::Sender<Said>) {
+async fn run(mut spec: Spec, orders: mpsc::Receiver<Order>, said: mpsc::Sender<Said>) {
+    // Held until the backend has ended: nobody removes what it works in.
+    let _place = match spec.tree.take() {
+        None => None,
+        Some(conversation) => match conversation.prepare().await {
+            Ok(place) => {
+                spec.cwd.clone_from(&place.path);
+                spec.branch.clone_from(&place.branch);
+                Some(place)
+            }
+            Err(error) => {
+                // The harness may be gone.
+                let _ = said.send(Said::Ended(Ended::Error(BackendError::Place(error.to_string())))).await;
+                let _ = said.send(Said::Gone(error.to_string())).await;
+                return;
+            }
+        },
+    };
     match &spec.kind {
         Kind::Acp { .. } => acp::run(&spec, orders, said).await,
         Kind::OpenAi(_) => openai::run(&spec, orders, said).await,

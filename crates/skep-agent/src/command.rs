@@ -23,7 +23,8 @@ const SESSION: &str = "command";
 pub async fn run(spec: &Spec, mut orders: mpsc::Receiver<Order>, said: mpsc::Sender<Said>) {
     let Kind::Command { command, args } = &spec.kind else { return };
     let program = command.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
-    let session = Session { id: SESSION.to_owned(), is_new: true, program, ..Session::default() };
+    let session =
+        Session { id: SESSION.to_owned(), is_new: true, program, branch: spec.branch.clone(), ..Session::default() };
     // Failures to send below: the harness is gone, and the next order is `None`.
     let _ = said.send(Said::Ready(session)).await;
     while let Some(order) = orders.recv().await {

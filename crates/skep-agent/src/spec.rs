@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use crate::child::{Environment, Ladder, Program};
 use crate::openai::OpenAi;
+use crate::tree::Conversation;
 
 /// One backend. Resolved: nothing in here is looked up again in the environment or a config file.
 #[derive(Debug, Clone)]
@@ -12,6 +13,10 @@ pub struct Spec {
     pub kind: Kind,
     /// Where a program runs and where its session is. A model server has no use for it.
     pub cwd: PathBuf,
+    /// The conversation whose worktree that is, in place of `cwd`: made, or taken up, before anything else.
+    pub tree: Option<Conversation>,
+    /// The branch of that worktree, once it is there.
+    pub branch: Option<String>,
     /// All that a program gets.
     pub env: Environment,
     /// The model wanted, by the name that the backend offers it under. `None`: its own choice.
@@ -39,7 +44,18 @@ pub enum Kind {
 impl Spec {
     pub fn new(kind: Kind, cwd: impl Into<PathBuf>, env: Environment) -> Self {
         let (cwd, timing) = (cwd.into(), Timing::default());
-        Self { kind, cwd, env, model: None, mode: None, resume: None, mcp_servers: Vec::new(), timing }
+        Self {
+            kind,
+            cwd,
+            tree: None,
+            branch: None,
+            env,
+            model: None,
+            mode: None,
+            resume: None,
+            mcp_servers: Vec::new(),
+            timing,
+        }
     }
 
     pub(crate) fn program(&self, command: &std::path::Path, args: &[String]) -> Program {

@@ -57,6 +57,8 @@ pub struct Session {
     pub model: Option<String>,
     /// The models that it offers, by its own names. Empty: it does not let anybody choose, or does not say.
     pub models: Vec<String>,
+    /// The git branch that it works on, where its conversation has a worktree of its own.
+    pub branch: Option<String>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -208,6 +210,9 @@ pub enum BackendError {
     Busy { retry_after_secs: Option<u64> },
     #[error("the connection to the model broke: {0}")]
     Disconnected(String),
+    /// It was not begun, so it cost nothing.
+    #[error("no place to work: {0}")]
+    Place(String),
     #[error("{0}")]
     Other(String),
 }

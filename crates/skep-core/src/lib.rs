@@ -26,6 +26,7 @@ pub mod rate;
 pub mod session;
 pub mod subs;
 pub mod tools;
+pub mod tree;
 pub mod turn;
 pub mod usage;
 pub mod watch;

@@ -153,6 +153,8 @@ impl Queue {
                 self.busy_until = 0;
             }
             Input::Held(is_held) => self.is_held = is_held,
+            // Kept by a clock that may have been wrong: no longer than it would be believed now.
+            Input::Busy(until) => self.busy_until = until.min(now.saturating_add(limits::RETRY_AFTER_MS_MAX)),
             Input::Leading(leads) => self.lead(leads, out),
             Input::Tick => {}
         }
@@ -280,8 +282,10 @@ impl Queue {
                 out.push(Effect::PauseAgent { id, reason });
             }
             Ended::Failed(error @ BackendError::Busy { retry_after_secs: Some(secs) }) => {
-                self.busy_until = self.busy_until.max(now.saturating_add(secs.saturating_mul(1_000)));
+                let wait = secs.saturating_mul(1_000).min(limits::RETRY_AFTER_MS_MAX);
+                self.busy_until = self.busy_until.max(now.saturating_add(wait));
                 self.requeue(row, now, self.busy_until, &error.to_string(), out);
+                out.push(Effect::Busy(self.busy_until));
             }
             Ended::Failed(error) => self.retry(row, now, random, &error.to_string(), out),
         }

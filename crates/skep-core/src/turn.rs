@@ -187,8 +187,8 @@ impl Turn {
     }
 
     fn ready(&mut self, session: Session, out: &mut Vec<Effect>) {
-        let resolved =
-            SessionResolved { is_new: session.is_new, program: session.program.clone(), model: session.model.clone() };
+        let Session { is_new, program, model, branch, .. } = session.clone();
+        let resolved = SessionResolved { is_new, program, model, branch };
         out.push(observe(TelemetryKind::SessionResolved, &resolved));
         out.push(Effect::Opened(session.clone()));
         self.session = Some(session);

@@ -15,6 +15,7 @@ use skep_core::health::Skew;
 use skep_proto::limits::Limits;
 use skep_proto::{Filter, Timestamp};
 
+use crate::agent::trees::Checked;
 use crate::config::{ConfigError, Durability, RelaySettings, Settings};
 use crate::home::{self, Home, HomeError};
 use crate::keys::Keyring;
@@ -102,12 +103,14 @@ impl Report {
     }
 }
 
-/// Looks at everything. `config` is what [`Settings::load`] and the flags made, `skews` what [`crate::skew`] found.
+/// Looks at everything. `config` is what [`Settings::load`] and the flags made, `skews` what [`crate::skew`] found,
+/// `trees` what [`crate::agent::trees`] did.
 pub fn examine(
     home: &Home,
     config: Result<(Settings, Option<PathBuf>), ConfigError>,
     now: Timestamp,
     skews: &[Skew],
+    trees: &[Checked],
 ) -> Report {
     let mut report = Report::default();
     examine_home(home, &mut report);
@@ -138,6 +141,15 @@ pub fn examine(
     }
     for skew in skews {
         report.wrong_because("clock", skew.to_string(), CLOCK_MEND);
+    }
+    for Checked { agent, repo, found } in trees {
+        match found {
+            Ok(()) => report.ok("repo", format!("{agent}: {repo}")),
+            Err(why) => {
+                let mend = format!("mend that, or leave `repo` of {agent} out of the configuration");
+                report.wrong_because("repo", format!("{agent}: {why}"), mend);
+            }
+        }
     }
     report.limits = limits(&settings.limits);
     report

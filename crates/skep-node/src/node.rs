@@ -9,14 +9,14 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures_util::future::join_all;
 use skep_proto::control::{Answer, Ask, NodeStatus, Outcome, RelayStatus};
+use skep_proto::limits;
 use skep_relay::Relay;
 use tokio::sync::mpsc;
-use tokio::time::{Instant, timeout, timeout_at};
+use tokio::time::{Instant, timeout_at};
 
 use crate::agent::settings::AgentSettings;
-use crate::agent::{Instance, Plan};
+use crate::agent::{Instance, Plan, stop_all};
 use crate::config::Settings;
 use crate::control::{ControlError, Server, ask_all};
 use crate::fleet::{Facts, Fleet, Reload, report};
@@ -24,9 +24,8 @@ use crate::home::{Home, HomeError};
 use crate::keys::{self, KeyError, KeySource, Keyring, Keys, PASSPHRASE_VARIABLE, SecretText};
 use crate::relay::{self, UpError};
 
-/// How long everything may take to stop, and how much of it the agents have: a turn that is cancelled has 5 s to end.
-const STOP: Duration = Duration::from_secs(10);
-const STOP_AGENTS: Duration = Duration::from_secs(8);
+/// How long everything may take to stop.
+const STOP: Duration = Duration::from_millis(limits::STOP_MS);
 
 /// Why a node did not start.
 #[derive(Debug, thiserror::Error)]
@@ -91,8 +90,11 @@ impl Node {
             return Err(NodeError::Running { pid });
         }
         let ring = Keyring::of(home);
-        let keys: Vec<_> = settings.agent.iter().map(|agent| load(&ring, agent, keys::passphrase)).collect();
-        let keys = keys.into_iter().map(refuse_open).collect::<Result<Vec<_>, KeyError>>()?;
+        // On this thread: while a passphrase is typed nothing else may end the process, and leave the terminal silent.
+        let keys = tokio::task::block_in_place(|| {
+            let keys: Vec<_> = settings.agent.iter().map(|agent| load(&ring, agent, keys::passphrase)).collect();
+            keys.into_iter().map(refuse_open).collect::<Result<Vec<_>, KeyError>>()
+        })?;
         let relay = match settings.relay.enabled {
             true => Some(relay::start(&settings.relay, &ring, home.path()).await.map_err(|error| match error {
                 UpError::Listen { address, cause } if cause.kind() == std::io::ErrorKind::AddrInUse => {
@@ -106,10 +108,13 @@ impl Node {
             relay.as_ref().map(|relay| RelayStatus { url: format!("ws://{}", relay.address()), pubkey: relay.key() });
         let (fleet, wishes) = Fleet::open(shown);
         let fleet = Arc::new(fleet);
-        let mut instances = Vec::new();
-        for (agent, keys) in settings.agent.iter().zip(keys) {
-            instances.extend(start_agent(&fleet, home, settings, agent, keys));
-        }
+        let (plan, shown) = (blueprint.clone(), Arc::clone(&fleet));
+        let instances = blocking(move || {
+            let Blueprint { home, settings, .. } = &plan;
+            let each = settings.agent.iter().zip(keys);
+            each.filter_map(|(agent, keys)| start_agent(&shown, home, settings, agent, keys).ok()).collect()
+        })
+        .await;
         let server = Server::start(home, Arc::clone(&fleet))?;
         Ok(Self { blueprint, fleet, wishes, relay, instances, server })
     }
@@ -150,14 +155,11 @@ impl Node {
         }
     }
 
-    /// Ends what runs, in reverse order, within ten seconds.
+    /// Ends what runs, in reverse order, within [`limits::STOP_MS`].
     pub async fn stop(self) {
         let deadline = Instant::now() + STOP;
         drop(self.server);
-        let agents = join_all(self.instances.into_iter().map(Instance::stop));
-        if timeout(STOP_AGENTS, agents).await.is_err() {
-            tracing::warn!("an agent does not end; it is cut off");
-        }
+        stop_all(self.instances).await;
         if let Some(relay) = self.relay
             && timeout_at(deadline, relay.shutdown()).await.is_err()
         {
@@ -186,6 +188,17 @@ fn start_added(blueprint: &Blueprint, fleet: &Fleet) -> (Answer, Vec<Instance>) 
         outcomes.push(Outcome { agent: agent.name.clone(), is_done, text });
     }
     (Answer::Done { outcomes }, instances)
+}
+
+/// Runs what opens records or waits for git, on a thread that nobody else waits for: what is up already
+/// is served meanwhile.
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
+    match tokio::task::spawn_blocking(work).await.map_err(tokio::task::JoinError::try_into_panic) {
+        Ok(done) => done,
+        Err(Ok(panic)) => std::panic::resume_unwind(panic),
+        // The runtime ends, and nobody waits any more.
+        Err(Err(_)) => std::future::pending().await,
+    }
 }
 
 /// The process that runs a node of this home, if one does.
@@ -220,7 +233,7 @@ fn unattended_passphrase(what: &str) -> Result<SecretText, KeyError> {
     }
 }
 
-/// Starts one agent, and shows it either way. The error is for a person.
+/// Starts one agent, and shows it either way. The error is for a person. It blocks.
 fn start_agent(
     fleet: &Fleet,
     home: &Home,
@@ -234,6 +247,7 @@ fn start_agent(
         let plan =
             agent.plan(&settings.leader, keys, home.path(), std::env::vars()).map_err(|error| error.of_agent())?;
         let plan = Plan { shared: settings.budget.limits(), ..plan };
+        tokio::runtime::Handle::current().block_on(plan.check_trees()).map_err(|error| format!("repo: {error}"))?;
         let facts = Facts::of_plan(agent, &plan, home.path());
         let instance = Instance::start(plan).map_err(|error| error.to_string())?;
         Ok((facts, instance))

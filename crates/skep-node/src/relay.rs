@@ -63,7 +63,8 @@ impl UpError {
 
 /// Everything, from settings to a served port.
 pub async fn start(settings: &RelaySettings, ring: &Keyring, home: &Path) -> Result<Relay, UpError> {
-    let keys = own_key(ring)?;
+    // It may be under a passphrase, which takes its time on purpose.
+    let keys = tokio::task::block_in_place(|| own_key(ring))?;
     let listener = TcpListener::bind(&settings.listen)
         .await
         .map_err(|cause| UpError::Listen { address: settings.listen.clone(), cause })?;

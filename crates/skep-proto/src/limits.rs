@@ -102,8 +102,27 @@ pub const RETRY_MS_MAX: u64 = 300_000;
 pub const TURN_IDLE_MS: u64 = 15 * 60 * 1_000;
 pub const TURN_MS_MAX: u64 = 2 * 60 * 60 * 1_000;
 
+/// Milliseconds for which a provider's word to come back later is believed: a day; then it is asked once more.
+pub const RETRY_AFTER_MS_MAX: u64 = 24 * 60 * 60 * 1_000;
+
+/// Milliseconds that everything of a process may take to stop, in order: turns that are cancelled and then killed, with
+/// a second to write their ends down; what was published last, as long as there is time and two seconds at least, and
+/// as long where there is no connection; the relay, two seconds. 5 + 1 + 2 + 2 s is 10 s.
+pub const STOP_TURNS_MS: u64 = 5_000;
+pub const STOP_DRIVER_MS: u64 = STOP_TURNS_MS + 1_000;
+pub const STOP_OUTBOX_MS: u64 = 2_000;
+pub const STOP_AGENTS_MS: u64 = STOP_DRIVER_MS + STOP_OUTBOX_MS;
+pub const STOP_MS: u64 = STOP_AGENTS_MS + 2_000;
+
 /// From "please stop" to terminate, from there to kill, and from there to giving up on hearing of its end.
 pub const KILL_STEP_MS: u64 = 5_000;
+
+/// Milliseconds that git may take to make a conversation's tree: a checkout of 100,000 files takes about 20 s from a cold
+/// disk, on a busy one several times that. The turn that waits for it must not pass for stuck meanwhile.
+pub const GIT_MS_MAX: u64 = 5 * 60 * 1_000;
+
+/// Files of a tree that are looked at to say how large it is: 1,000,000 x about 2 µs is 2 s.
+pub const TREE_FILES_COUNTED_MAX: u64 = 1_000_000;
 
 /// Bytes of one reply that are kept; the rest is cut with a note.
 pub const REPLY_BYTES_MAX: usize = 1024 * KIB;
@@ -292,6 +311,7 @@ const _: () = assert!(
     VERIFY_BATCH_MAX * IN_FLIGHT_EVENT_BYTES_MIN <= IN_FLIGHT_BYTES_MAX && VERIFY_BATCH_MAX <= BATCH_EVENTS_MAX
 );
 const _: () = assert!(LEADER_REFRESH_MS < LEADER_STALE_MS && TURN_IDLE_MS < TURN_MS_MAX && RETRY_MS_MIN < RETRY_MS_MAX);
+const _: () = assert!(2 * GIT_MS_MAX < TURN_IDLE_MS);
 // Each line has a mark of 7 bytes; a label that is quoted may be twice as long.
 const _: () = assert!(
     PERMIT_DETAIL_BYTES_MAX + 7 * PERMIT_DETAIL_LINES_MAX + 5 * PERMIT_TEXT_BYTES_MAX + PERMIT_ID_BYTES_MAX + KIB

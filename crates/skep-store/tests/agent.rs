@@ -23,6 +23,22 @@ fn open(dir: &tempfile::TempDir) -> AgentStore {
     AgentStore::open(&dir.path().join("agent.db")).unwrap()
 }
 
+/// A turn that a message began.
+fn turn(name: &str, message: &RawEvent) -> TurnRow {
+    TurnRow {
+        turn: name.into(),
+        trigger: message.id,
+        epoch: 4,
+        attempt: 1,
+        channel: "c".into(),
+        author: message.pubkey,
+        started_at: 6,
+        prompt: "what it sees".into(),
+        reserved: None,
+        end: None,
+    }
+}
+
 fn relays(names: &[&str]) -> Vec<String> {
     names.iter().map(ToString::to_string).collect()
 }
@@ -89,18 +105,7 @@ fn a_turn_ends_with_its_reply_or_not_at_all() {
     let store = open(&dir);
     let (message, reply) = (note(1), note(2));
     store.receive(&message, "c", "ws://a", 3, &state("stored", false)).unwrap();
-    let row = TurnRow {
-        turn: "t1".into(),
-        trigger: message.id,
-        epoch: 4,
-        attempt: 1,
-        channel: "c".into(),
-        author: message.pubkey,
-        started_at: 6,
-        prompt: "what it sees".into(),
-        reserved: Some("5".into()),
-        end: None,
-    };
+    let row = TurnRow { reserved: Some("5".into()), ..turn("t1", &message) };
     store.begin_turn(&row).unwrap();
     assert!(store.begin_turn(&row).is_err(), "one turn of a name");
     assert_eq!(store.newest_turns(5).unwrap(), std::slice::from_ref(&row));
@@ -170,23 +175,11 @@ fn what_a_turn_holds_back_is_sent_when_it_is_let_go_and_not_forgotten_before() {
     let dir = tempfile::tempdir().unwrap();
     let store = open(&dir);
     let (held, bill) = (note(2), note(3));
-    for (turn, held) in [("t1", &held), ("t2", &note(4))] {
-        let row = TurnRow {
-            turn: turn.into(),
-            trigger: note(1).id,
-            epoch: 4,
-            attempt: 1,
-            channel: "c".into(),
-            author: note(1).pubkey,
-            started_at: 6,
-            prompt: "what it sees".into(),
-            reserved: None,
-            end: None,
-        };
-        store.begin_turn(&row).unwrap();
+    for (name, held) in [("t1", &held), ("t2", &note(4))] {
+        store.begin_turn(&turn(name, &note(1))).unwrap();
         let end = TurnEnd { at: 8, outcome: "answered".into(), answer: Some(held.id), ..TurnEnd::default() };
         let (held, bill) = (std::slice::from_ref(held), std::slice::from_ref(&bill));
-        store.end_turn(turn, &end, (held, Hold::All), bill, &relays(&["ws://a"]), &[]).unwrap();
+        store.end_turn(name, &end, (held, Hold::All), bill, &relays(&["ws://a"]), &[]).unwrap();
     }
     let due = || store.due("ws://a", 0, 9).unwrap().into_iter().map(|outgoing| outgoing.event).collect::<Vec<_>>();
     assert_eq!(due(), std::slice::from_ref(&bill), "what is not held goes");
@@ -206,18 +199,7 @@ fn what_a_turn_holds_back_is_sent_when_it_is_let_go_and_not_forgotten_before() {
 fn a_reply_goes_to_other_relays_when_the_first_took_the_whole_of_it_and_never_when_that_did_not() {
     let dir = tempfile::tempdir().unwrap();
     let store = open(&dir);
-    let row = |turn: &str| TurnRow {
-        turn: turn.into(),
-        trigger: note(1).id,
-        epoch: 4,
-        attempt: 1,
-        channel: "c".into(),
-        author: note(1).pubkey,
-        started_at: 6,
-        prompt: "what it sees".into(),
-        reserved: None,
-        end: None,
-    };
+    let row = |name: &str| turn(name, &note(1));
     let both = relays(&["ws://a", "ws://b"]);
     let due = |relay: &str| store.due(relay, 0, 9).unwrap().into_iter().map(|out| out.event).collect::<Vec<_>>();
     let (parts, bill) = ([note(2), note(3)], note(4));
@@ -330,18 +312,8 @@ fn answered(store: &AgentStore, n: u64, channel: &str, at: u64) {
 }
 
 fn turn_of(message: &RawEvent, n: u64, channel: &str, at: u64) -> TurnRow {
-    TurnRow {
-        turn: format!("t{n}"),
-        trigger: message.id,
-        epoch: 0,
-        attempt: 1,
-        channel: channel.into(),
-        author: message.pubkey,
-        started_at: at,
-        prompt: format!("prompt {n}"),
-        reserved: None,
-        end: None,
-    }
+    let (channel, prompt) = (channel.into(), format!("prompt {n}"));
+    TurnRow { epoch: 0, channel, started_at: at, prompt, ..turn(&format!("t{n}"), message) }
 }
 
 fn trim(store: &AgentStore, kept: &Kept) {

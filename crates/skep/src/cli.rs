@@ -10,7 +10,7 @@ use clap::{Args, Parser, Subcommand};
 
 use crate::error::exit_code_help;
 
-pub use fleet::{FleetCommand, InboxArgs, NewArgs, PauseArgs, ResumeArgs, RetryArgs, StatusArgs, UpArgs};
+pub use fleet::{FleetCommand, InboxArgs, NewArgs, PauseArgs, ResumeArgs, RetryArgs, StatusArgs, TreesArgs, UpArgs};
 use fleet::{INBOX_HELP, PAUSE_HELP, STATUS_HELP, UP_HELP};
 use operate::{CHANNELS_HELP, DOCTOR_HELP, EXPORT_HELP, IMPORT_HELP};
 pub use operate::{ChannelsArgs, Dir, ExportArgs, ImportArgs, NameCommand, RelayCommand, SyncArgs};

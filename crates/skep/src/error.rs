@@ -5,6 +5,7 @@ use std::io::{self, Write};
 use std::process::ExitCode;
 
 use clap::error::{ContextKind, ErrorKind as ClapKind};
+use skep_node::agent::trees::TreesError;
 use skep_node::client::ClientError;
 use skep_node::config::ConfigError;
 use skep_node::control::ControlError;
@@ -185,6 +186,15 @@ impl From<SetupError> for CliError {
 impl From<ConfigError> for CliError {
     fn from(error: ConfigError) -> Self {
         UpError::from(error).into()
+    }
+}
+
+impl From<TreesError> for CliError {
+    fn from(error: TreesError) -> Self {
+        match error {
+            TreesError::Config(error) => error.into(),
+            TreesError::Tree { .. } => Self::new(Kind::Input, error).hint("skep doctor looks at each repository"),
+        }
     }
 }
 

@@ -66,7 +66,7 @@ enum Step {
 impl Machine {
     /// Says hello.
     pub fn start(spec: Spec, program: String) -> Self {
-        let session = Session { program, is_new: true, ..Session::default() };
+        let session = Session { program, is_new: true, branch: spec.branch.clone(), ..Session::default() };
         let mut machine = Self {
             spec,
             out: Out::default(),

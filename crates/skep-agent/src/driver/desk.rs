@@ -1,6 +1,6 @@
 //! The state of the loop, and what the queue asks for.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -76,7 +76,7 @@ pub(super) struct Prompt {
 const INNER_MAX: usize = 256;
 
 /// How long turns may take to end when the harness stops.
-const STOP: Duration = Duration::from_secs(5);
+const STOP: Duration = Duration::from_millis(limits::STOP_TURNS_MS);
 
 /// How often what can wait is done: frames, liveness, leases.
 const BEAT_MS: u64 = 1_000;
@@ -109,8 +109,8 @@ pub(super) struct Desk<D> {
     pub told: BTreeMap<EventId, Told>,
     /// The channels that have, or had, a backend.
     pub live: BTreeMap<String, Live>,
-    /// Messages whose sender could not be judged yet.
-    pub unjudged: BTreeSet<EventId>,
+    /// Messages whose sender could not be judged yet, and whose membership is waited for. `None`: not looked at yet.
+    pub unjudged: BTreeMap<EventId, Option<Of>>,
     pub members: Members,
     /// When it is seen to what the agent says of itself, by the steady clock.
     pub introduces_at: u64,
@@ -160,7 +160,7 @@ impl<D: Door + 'static> Desk<D> {
             answered: BTreeMap::new(),
             told: BTreeMap::new(),
             live: BTreeMap::new(),
-            unjudged: BTreeSet::new(),
+            unjudged: BTreeMap::new(),
             members: Members::default(),
             introduces_at: 0,
             held: BTreeMap::new(),
@@ -181,9 +181,12 @@ impl<D: Door + 'static> Desk<D> {
             desk.tell_queue(queue::Input::Paused(held.reason))?;
         }
         desk.hold()?;
+        if let Some(until) = desk.setup.store.fact(BUSY)?.and_then(|until| until.parse().ok()) {
+            desk.tell_queue(queue::Input::Busy(until))?;
+        }
         let stored: Vec<EventId> =
             desk.queue.rows().filter(|row| row.state == State::Stored).map(|row| row.message.id).collect();
-        desk.unjudged.extend(stored);
+        desk.unjudged.extend(stored.into_iter().map(|id| (id, None)));
         // What a relay said and the instance before did not hear.
         let home = desk.setup.relays.first().cloned().unwrap_or_default();
         for (answer, said) in desk.setup.store.refused_answers(&home)? {
@@ -389,6 +392,7 @@ impl<D: Door + 'static> Desk<D> {
                 self.wake_at = Some(at);
                 Ok(())
             }
+            Effect::Busy(until) => self.setup.store.set_fact(BUSY, Some(&until.to_string())),
             Effect::React { .. } | Effect::Prompt { .. } | Effect::Steer { .. } => Ok(()),
         }
     }
@@ -425,7 +429,7 @@ impl<D: Door + 'static> Desk<D> {
         if !self.queue.knows(&id) {
             return Ok(());
         }
-        self.unjudged.insert(id);
+        self.unjudged.insert(id, None);
         self.judge(&id)
     }
 
@@ -487,7 +491,7 @@ impl<D: Door + 'static> Desk<D> {
 
     fn beat(&mut self) -> Result<(), StoreError> {
         self.beaten_at = self.mono_ms();
-        self.judge_again()?;
+        self.ask_members_again();
         self.renew_leases();
         self.complete_held();
         self.introduce()?;
@@ -498,7 +502,15 @@ impl<D: Door + 'static> Desk<D> {
     }
 
     pub(super) fn judge_again(&mut self) -> Result<(), StoreError> {
-        let waiting: Vec<EventId> = self.unjudged.iter().copied().collect();
+        let waiting: Vec<EventId> = self.unjudged.keys().copied().collect();
+        waiting.iter().try_for_each(|id| self.judge(id))
+    }
+
+    /// Those that waited for one word.
+    pub(super) fn judge_those_of(&mut self, of: &Of) -> Result<(), StoreError> {
+        let is_theirs = |wanted: &Option<Of>| wanted.as_ref().is_none_or(|wanted| wanted == of);
+        let waiting: Vec<EventId> =
+            self.unjudged.iter().filter(|(_, wanted)| is_theirs(wanted)).map(|(id, _)| *id).collect();
         waiting.iter().try_for_each(|id| self.judge(id))
     }
 
@@ -529,6 +541,9 @@ impl<D: Door + 'static> Desk<D> {
 
 /// Why no turn begins while the harness stops: another instance may go on at once.
 pub(super) const STOPS: &str = "the harness stops";
+
+/// The fact that the provider said not to come back before a time, in milliseconds since 1970.
+pub(super) const BUSY: &str = "busy_until";
 
 /// A row as the store keeps it.
 pub(super) fn state_of(row: &Row) -> MessageState {

@@ -157,7 +157,8 @@ impl<D: Door + 'static> Desk<D> {
         let id = *id;
         match verdict {
             Verdict::Retry => {
-                self.ask_membership(&letter);
+                let of = self.ask_membership(&letter);
+                self.unjudged.insert(id, Some(of));
                 return Ok(());
             }
             Verdict::Admit => {

@@ -47,6 +47,9 @@ pub use pause::{note_here, note_word, pauses};
 
 use crate::Spec;
 use crate::tools::Bridge;
+use crate::tree::Trees;
+
+pub use model::tree_fact;
 
 pub use host::{Host, Lead, Library, Purse, Refused};
 
@@ -75,6 +78,8 @@ pub struct Setup {
     pub tools: Grants,
     /// Where ACP programs find them; without it they have none.
     pub bridge: Option<Arc<dyn Bridge>>,
+    /// Where its conversations work; without it, all in the spec's directory.
+    pub trees: Option<Trees>,
     pub budget: skep_core::budget::Limits,
     /// The budget of the fleet and of each task, where one is set.
     pub purse: Option<Arc<dyn Purse>>,

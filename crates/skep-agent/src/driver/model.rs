@@ -6,6 +6,7 @@
 //! with the next turn.
 
 use skep_core::door::Door;
+use skep_core::tree::TreeName;
 use skep_core::turn::Cancel;
 use skep_proto::agent::control::Status;
 use skep_store::StoreError;
@@ -15,6 +16,11 @@ use crate::{Kind, Spec};
 
 fn fact(channel: &str) -> String {
     format!("model:{channel}")
+}
+
+/// The fact that names the conversation of a tree: its name is a digest.
+pub fn tree_fact(name: &TreeName) -> String {
+    format!("tree:{name}")
 }
 
 impl<D: Door + 'static> Desk<D> {
@@ -48,6 +54,13 @@ impl<D: Door + 'static> Desk<D> {
         spec.resume = self.setup.store.session(channel)?.map(|row| row.session);
         if let Some(model) = self.setup.store.fact(&fact(channel))? {
             spec.model = Some(model);
+        }
+        if let Some(trees) = &self.setup.trees {
+            let fact = tree_fact(&trees.name_of(channel));
+            if self.setup.store.fact(&fact)?.as_deref() != Some(channel) {
+                self.setup.store.set_fact(&fact, Some(channel))?;
+            }
+            spec.tree = Some(trees.conversation(channel));
         }
         Ok(spec)
     }

@@ -10,7 +10,7 @@ use skep_proto::pause::{By, Held, Pause, Reach};
 use skep_proto::{EventId, RawEvent};
 use skep_store::{AgentStore, StoreError};
 
-use super::desk::Desk;
+use super::desk::{BUSY, Desk};
 
 /// The facts. What is said in this home is a [`Held`], what the owner said a [`Word`].
 const HERE: &str = "paused";
@@ -106,6 +106,7 @@ impl<D: Door + 'static> Desk<D> {
 
     pub(super) fn resume_here(&mut self) -> Result<String, StoreError> {
         note_here(&self.setup.store, None)?;
+        self.setup.store.set_fact(BUSY, None)?;
         self.pauses.here = None;
         self.tell_queue(queue::Input::Resumed)?;
         Ok(match self.pauses.all().first() {

@@ -134,14 +134,21 @@ impl<D: Door + 'static> Desk<D> {
         self.budget.reserved(turn).and_then(|charge| serde_json::to_string(charge).ok())
     }
 
-    /// A turn ended: what it is charged with. Nothing, when the provider would not even begin.
+    /// A turn ended: what it is charged with. Nothing, when it was not even begun.
     pub(super) fn settle(&mut self, turn: &TurnId, how: &Ended, metric: Option<&TurnMetric>) -> Option<String> {
-        let is_refused =
-            matches!(how, Ended::Failed(BackendError::Auth(_) | BackendError::Quota(_) | BackendError::Busy { .. }));
+        let Ended::Failed(error) = how else { return self.charge(turn, metric) };
+        let is_refused = matches!(
+            error,
+            BackendError::Auth(_) | BackendError::Quota(_) | BackendError::Busy { .. } | BackendError::Place(_)
+        );
         if is_refused && metric.is_none() {
             self.give_back(turn);
             return None;
         }
+        self.charge(turn, metric)
+    }
+
+    fn charge(&mut self, turn: &TurnId, metric: Option<&TurnMetric>) -> Option<String> {
         if let Some(purse) = &self.setup.purse {
             purse.settle(self.unix_now(), turn, Some(spent(metric)));
         }

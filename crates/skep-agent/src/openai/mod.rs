@@ -69,7 +69,7 @@ fn session(settings: &OpenAi, spec: &Spec) -> Result<Session, String> {
     let number = getrandom::u64().map_err(|error| format!("the system gives no random numbers: {error}"))?;
     let model = spec.model.clone().unwrap_or_else(|| settings.model.clone());
     let program = settings.base_url.host_str().unwrap_or("model server").to_owned();
-    Ok(Session { id: format!("chat-{number:016x}"), is_new: true, program, model: Some(model), models: Vec::new() })
+    Ok(Session { id: format!("chat-{number:016x}"), is_new: true, program, model: Some(model), ..Session::default() })
 }
 
 struct Chat {

@@ -7,3 +7,4 @@ mod desk;
 #[path = "../mock_model/mod.rs"]
 mod mock_model;
 mod openai;
+mod tree;

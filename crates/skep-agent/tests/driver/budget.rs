@@ -44,8 +44,7 @@ async fn what_the_hour_does_not_allow_waits_until_it_does_and_the_owner_is_told_
     };
     let instance = start("first");
     instance.tell(PROMPTER).await;
-    let first = mention(OWNER, "one");
-    instance.event(&first).await;
+    ask(&instance, "one").await;
     relay.wait_for(Kind::NOTE, 1).await;
     let waiting = [mention(OWNER, "two"), mention(OWNER, "three")];
     for event in &waiting {
@@ -117,8 +116,7 @@ async fn a_days_money_is_counted_by_the_meter_and_after_a_restart() {
     };
     let instance = start("first", 1_000.0);
     instance.tell(PROMPTER).await;
-    let asked = mention(OWNER, "one");
-    instance.event(&asked).await;
+    let asked = ask(&instance, "one").await;
     until_is(&store, &asked.id, "answered").await;
     let bill = &mock.ledger()[0];
     let usd = (bill.input + bill.output) as f64 / 1_000.0;
@@ -130,8 +128,7 @@ async fn a_days_money_is_counted_by_the_meter_and_after_a_restart() {
     // One turn's money is left but for a hair: the next would need as much again.
     let instance = start("second", 2.0 * usd - 0.000_01);
     instance.tell(PROMPTER).await;
-    let asked = mention(OWNER, "two");
-    instance.event(&asked).await;
+    let asked = ask(&instance, "two").await;
     relay.wait_for(Kind::NOTE, 2).await;
     assert!(
         reason(&instance, &asked).contains("budget: usd_per_day is used up until"),
@@ -169,10 +166,8 @@ async fn a_turn_that_costs_more_than_one_may_is_ended_and_says_so() {
     let Backend::OpenAi(settings) = openai(&mock) else { unreachable!() };
     let backend = Backend::OpenAi(OpenAi { tools: Some(Arc::new(Again)), ..settings });
     let budget = Limits { usd_per_turn: Some(0.5), ..Limits::default() };
-    let instance = Instance::start(Setup { budget, prices: prices(), ..setup(dir.path(), "a", backend) }, &relay);
-    instance.tell(PROMPTER).await;
-    let asked = mention(OWNER, "go on for ever");
-    instance.event(&asked).await;
+    let instance = prompter(Setup { budget, prices: prices(), ..setup(dir.path(), "a", backend) }, &relay).await;
+    let asked = ask(&instance, "go on for ever").await;
     until_is(&instance.store, &asked.id, "dead").await;
     assert!(reason(&instance, &asked).contains("budget: the turn cost more than usd_per_turn"));
     let notice = relay.wait_for(Kind::NOTE, 1).await.pop().unwrap();

@@ -7,8 +7,7 @@ use skep_proto::agent::permission::CardTag;
 async fn a_card_that_nobody_answers_is_rejected_and_closed_with_its_turn() {
     let (dir, relay) = (tempfile::tempdir().unwrap(), Arc::new(Relay::default()));
     let times = turn::Times { turn_ms_max: 2_000, ..turn::Times::default() };
-    let instance = Instance::start(Setup { times, ..setup(dir.path(), "a", demo()) }, &relay);
-    instance.tell(PROMPTER).await;
+    let instance = prompter(Setup { times, ..setup(dir.path(), "a", demo()) }, &relay).await;
     let began = now();
     instance.event(&mention(OWNER, "write late.txt")).await;
     let card = relay.wait_for(Kind::NOTE, 1).await.remove(0);

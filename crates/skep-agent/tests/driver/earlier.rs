@@ -32,8 +32,7 @@ async fn a_prompt_tells_what_was_said_before_in_envelopes_and_a_session_is_told_
     let [root, answer] = thread();
     *shelf.events.lock().unwrap() = vec![answer.clone(), root.clone()];
     let backend = Backend::OpenAi(OpenAi::new(mock.base_url().parse().unwrap(), "mock"));
-    let instance = Instance::start(Setup { library: shelf.clone(), ..setup(dir.path(), "a", backend) }, &relay);
-    instance.tell(PROMPTER).await;
+    let instance = prompter(Setup { library: shelf.clone(), ..setup(dir.path(), "a", backend) }, &relay).await;
     let asked = mention_in(&root, "what is the plan?");
     instance.event(&asked).await;
     until_is(&instance.store, &asked.id, "answered").await;
@@ -69,10 +68,8 @@ async fn a_relay_that_does_not_answer_holds_no_prompt_up_for_long_and_a_first_wo
     let (dir, relay) = (tempfile::tempdir().unwrap(), Arc::new(Relay::default()));
     let shelf = Arc::new(Shelf { is_silent: true.into(), ..Shelf::default() });
     let backend = script("cat >/dev/null; echo done");
-    let instance = Instance::start(Setup { library: shelf.clone(), ..setup(dir.path(), "a", backend) }, &relay);
-    instance.tell(PROMPTER).await;
-    let first = mention(OWNER, "hello");
-    instance.event(&first).await;
+    let instance = prompter(Setup { library: shelf.clone(), ..setup(dir.path(), "a", backend) }, &relay).await;
+    let first = ask(&instance, "hello").await;
     until_is(&instance.store, &first.id, "answered").await;
     assert_eq!(shelf.looks.load(Ordering::Relaxed), 0);
     let [root, _] = thread();

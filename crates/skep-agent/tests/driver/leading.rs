@@ -26,18 +26,15 @@ async fn a_leader_that_slept_asks_before_it_acts_and_its_turn_ends_without_a_rep
     let go = dir.path().join("go");
     let wait = script(&format!("cat >/dev/null; until [ -e {} ]; do sleep 0.02; done; echo done", go.display()));
     let setup = Setup { host: machine.clone(), lead: lead.clone(), ..setup(dir.path(), "a", wait) };
-    let instance = Instance::start(setup, &relay);
-    instance.tell(PROMPTER).await;
-    let running = mention(OWNER, "runs while we sleep");
-    instance.event(&running).await;
+    let instance = prompter(setup, &relay).await;
+    let running = ask(&instance, "runs while we sleep").await;
     relay.wait_for(Kind::REACTION, 1).await;
 
     // The process is stopped for longer than its claim is good for, and another takes over.
     lead.0.store(true, Ordering::Relaxed);
     machine.ahead_ms.store(20_000, Ordering::Relaxed);
     std::fs::write(&go, "").unwrap();
-    let later = mention(OWNER, "asked while we sleep");
-    instance.event(&later).await;
+    let later = ask(&instance, "asked while we sleep").await;
     until_is(&instance.store, &running.id, "queued").await;
     until_is(&instance.store, &later.id, "queued").await;
     let newest = instance.store.newest_turns(9).unwrap();
@@ -75,8 +72,7 @@ async fn without_leases_an_answer_that_is_seen_ends_the_turn_that_begins_or_runs
     let instance = Instance::start(setup, &relay);
     instance.tell(Input::CaughtUp).await;
     instance.tell(PROMPTER).await;
-    let running = mention(OWNER, "runs");
-    instance.event(&running).await;
+    let running = ask(&instance, "runs").await;
     until_is(&instance.store, &running.id, "prompted").await;
     instance.event(&answer(&running)).await;
     until_is(&instance.store, &running.id, "answered").await;
@@ -111,8 +107,7 @@ async fn a_pause_holds_for_a_turn_that_is_about_to_begin() {
     // What was said before is waited for, for a while: the turn cannot begin yet.
     shelf.is_silent.store(true, Ordering::Relaxed);
     let setup = Setup { library: shelf.clone(), ..setup(dir.path(), "a", script("cat >/dev/null; echo done")) };
-    let instance = Instance::start(setup, &relay);
-    instance.tell(PROMPTER).await;
+    let instance = prompter(setup, &relay).await;
     let draft = Draft::new(Kind::CHAT, now(), "hello").tag(["p", &pubkey(AGENT).to_hex()]).tag(["h", "team"]);
     let asked = draft.sign(&keys(OWNER), &[0; 32]).raw().clone();
     instance.event(&asked).await;
@@ -148,8 +143,7 @@ async fn until_detail(instance: &Instance, event: &RawEvent, text: &str) {
 async fn without_leases_nothing_is_prompted_before_it_is_known_what_has_an_answer() {
     let (dir, relay) = (tempfile::tempdir().unwrap(), Arc::new(Relay::without_leases()));
     let setup = Setup { has_leases: false, ..setup(dir.path(), "a", script("cat >/dev/null; echo done")) };
-    let instance = Instance::start(setup, &relay);
-    instance.tell(PROMPTER).await;
+    let instance = prompter(setup, &relay).await;
     let (old, older) = (mention(OWNER, "answered by the one before"), mention(OWNER, "its answer comes first"));
     let fresh = mention(OWNER, "not answered yet");
     instance.event(&old).await;

@@ -10,8 +10,7 @@ async fn a_pair_goes_on_when_the_owner_retries_what_was_refused_and_is_told_of_a
     let (dir, relay) = (tempfile::tempdir().unwrap(), Arc::new(Relay::default()));
     let audience = Audience { respond_to: RespondTo::Siblings, owner: Some(pubkey(OWNER)), allowlist: Vec::new() };
     let setup = Setup { audience, ..setup(dir.path(), "a", script("cat >/dev/null; echo done")) };
-    let instance = Instance::start(setup, &relay);
-    instance.tell(PROMPTER).await;
+    let instance = prompter(setup, &relay).await;
     let conditions = "".parse().unwrap();
     let consent = attestation::attest(&keys(OWNER), &pubkey(STRANGER), &conditions, &[0; 32]);
     let said = |n: usize| {

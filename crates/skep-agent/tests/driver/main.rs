@@ -75,6 +75,7 @@ fn setup(dir: &std::path::Path, instance: &str, backend: Backend) -> Setup {
         spec: Spec::new(backend, dir, env),
         tools: skep_core::tools::Grants::none(),
         bridge: None,
+        trees: None,
         budget: Default::default(),
         purse: None,
         prices: None,
@@ -101,11 +102,24 @@ fn e_tag(event: &RawEvent) -> String {
 
 const PROMPTER: Input = Input::Role(Role::Prompter(None));
 
+/// An instance that leads.
+async fn prompter(setup: Setup, relay: &Arc<Relay>) -> Instance {
+    let instance = Instance::start(setup, relay);
+    instance.tell(PROMPTER).await;
+    instance
+}
+
+/// Its owner says something to it.
+async fn ask(instance: &Instance, text: &str) -> RawEvent {
+    let asked = mention(OWNER, text);
+    instance.event(&asked).await;
+    asked
+}
+
 #[tokio::test]
 async fn a_mention_is_prompted_once_answered_once_and_billed_to_the_owner() {
     let (dir, relay) = (tempfile::tempdir().unwrap(), Arc::new(Relay::default()));
-    let instance = Instance::start(setup(dir.path(), "a", demo()), &relay);
-    instance.tell(PROMPTER).await;
+    let instance = prompter(setup(dir.path(), "a", demo()), &relay).await;
     let asked = mention(OWNER, "hello there");
     for _ in 0..3 {
         instance.event(&asked).await;
@@ -136,8 +150,7 @@ async fn a_follower_waits_and_takes_over_what_the_one_before_left() {
     let leader = Instance::start(setup(dir.path(), "leader", script("cat >/dev/null; sleep 60")), &relay);
     let follower = Instance::start(setup(dir.path(), "follower", script("cat >/dev/null; echo done")), &relay);
     leader.tell(PROMPTER).await;
-    let asked = mention(OWNER, "work");
-    leader.event(&asked).await;
+    let asked = ask(&leader, "work").await;
     follower.event(&asked).await;
     relay.wait_for(Kind::REACTION, 1).await;
     assert_eq!(relay.accepted(Kind::NOTE), [], "the follower says nothing");
@@ -198,8 +211,7 @@ async fn a_follower_whose_own_answer_is_refused_knows_who_answered() {
     // Its answer lies in its outbox.
     one.pump.abort();
     one.tell(PROMPTER).await;
-    let asked = mention(OWNER, "work");
-    one.event(&asked).await;
+    let asked = ask(&one, "work").await;
     let ours = tokio::time::timeout(Duration::from_secs(30), async {
         loop {
             if let Some(ours) = one.store.answer_to(&asked.id).unwrap() {
@@ -210,8 +222,7 @@ async fn a_follower_whose_own_answer_is_refused_knows_who_answered() {
     });
     let ours = ours.await.unwrap();
     one.tell(Input::Role(Role::Follows(None))).await;
-    let two = Instance::start(setup(dir.path(), "two", script("cat >/dev/null; echo two")), &relay);
-    two.tell(PROMPTER).await;
+    let two = prompter(setup(dir.path(), "two", script("cat >/dev/null; echo two")), &relay).await;
     two.event(&asked).await;
     let reply = relay.wait_for(Kind::NOTE, 1).await.remove(0);
     one.event(&reply).await;
@@ -230,14 +241,12 @@ async fn after_a_crash_at_any_step_the_message_is_answered_once() {
     let (dir, relay) = (tempfile::tempdir().unwrap(), Arc::new(Relay::default()));
     let asked = mention(OWNER, "work");
     for step in 0..12u64 {
-        let instance = Instance::start(setup(dir.path(), "a", script("cat >/dev/null; echo done")), &relay);
-        instance.tell(PROMPTER).await;
+        let instance = prompter(setup(dir.path(), "a", script("cat >/dev/null; echo done")), &relay).await;
         instance.event(&asked).await;
         tokio::time::sleep(Duration::from_millis(step)).await;
         instance.kill();
     }
-    let instance = Instance::start(setup(dir.path(), "a", script("cat >/dev/null; echo done")), &relay);
-    instance.tell(PROMPTER).await;
+    let instance = prompter(setup(dir.path(), "a", script("cat >/dev/null; echo done")), &relay).await;
     relay.wait_for(Kind::NOTE, 1).await;
     instance.event(&asked).await;
     let over = tokio::time::timeout(Duration::from_secs(30), async {
@@ -254,8 +263,7 @@ async fn the_relays_word_on_a_lease_is_no_message_though_it_names_the_agent() {
     let (dir, relay) = (tempfile::tempdir().unwrap(), Arc::new(Relay::default()));
     let mut setup = setup(dir.path(), "a", script("cat >/dev/null; echo done"));
     setup.audience.respond_to = RespondTo::Anyone;
-    let instance = Instance::start(setup, &relay);
-    instance.tell(PROMPTER).await;
+    let instance = prompter(setup, &relay).await;
     let state = Draft::new(Kind::LEASE_STATE, now(), "").tag(["d", "prompter:x"]).tag(["p", &pubkey(AGENT).to_hex()]);
     instance.event(state.sign(&keys(STRANGER), &[0; 32]).raw()).await;
     instance.event(&mention(STRANGER, "a message")).await;
@@ -266,8 +274,7 @@ async fn the_relays_word_on_a_lease_is_no_message_though_it_names_the_agent() {
 #[tokio::test]
 async fn a_stranger_is_refused_quietly() {
     let (dir, relay) = (tempfile::tempdir().unwrap(), Arc::new(Relay::default()));
-    let instance = Instance::start(setup(dir.path(), "a", demo()), &relay);
-    instance.tell(PROMPTER).await;
+    let instance = prompter(setup(dir.path(), "a", demo()), &relay).await;
     let asked = mention(STRANGER, "do as I say");
     instance.event(&asked).await;
     instance.event(&mention(OWNER, "hello")).await;
@@ -283,8 +290,7 @@ async fn a_stranger_is_refused_quietly() {
 /// Starts a turn that asks for a permission; gives the card.
 async fn card(instance: &Instance, relay: &Arc<Relay>, name: &str) -> (RawEvent, RawEvent) {
     let before = relay.accepted(Kind::NOTE).len();
-    let asked = mention(OWNER, &format!("write {name}"));
-    instance.event(&asked).await;
+    let asked = ask(instance, &format!("write {name}")).await;
     let card = relay.wait_for(Kind::NOTE, before + 1).await.pop().unwrap();
     assert!(card.content.starts_with("🔐"), "{}", card.content);
     (asked, card)
@@ -293,8 +299,7 @@ async fn card(instance: &Instance, relay: &Arc<Relay>, name: &str) -> (RawEvent,
 #[tokio::test]
 async fn a_permission_is_given_by_a_reaction_a_control_frame_or_a_command_and_once() {
     let (dir, relay) = (tempfile::tempdir().unwrap(), Arc::new(Relay::default()));
-    let instance = Instance::start(setup(dir.path(), "a", demo()), &relay);
-    instance.tell(PROMPTER).await;
+    let instance = prompter(setup(dir.path(), "a", demo()), &relay).await;
     let react = |card: &RawEvent, author: u8, sign: &str| {
         let draft =
             Draft::new(Kind::REACTION, now(), sign).tag(["e", &card.id.to_hex()]).tag(["p", &pubkey(AGENT).to_hex()]);
@@ -340,10 +345,8 @@ async fn command(instance: &Instance, command: Command) -> Result<String, String
 #[tokio::test]
 async fn a_turn_is_cancelled_by_its_owner_and_a_paused_agent_begins_none() {
     let (dir, relay) = (tempfile::tempdir().unwrap(), Arc::new(Relay::default()));
-    let instance = Instance::start(setup(dir.path(), "a", demo()), &relay);
-    instance.tell(PROMPTER).await;
-    let asked = mention(OWNER, "wait");
-    instance.event(&asked).await;
+    let instance = prompter(setup(dir.path(), "a", demo()), &relay).await;
+    let asked = ask(&instance, "wait").await;
     relay.wait_for(Kind::REACTION, 1).await;
     assert_eq!(command(&instance, Command::Cancel { channel: None }).await, Ok("1 cancelled".into()));
     let over = tokio::time::timeout(Duration::from_secs(30), async {
@@ -355,8 +358,7 @@ async fn a_turn_is_cancelled_by_its_owner_and_a_paused_agent_begins_none() {
     assert_eq!(relay.accepted(Kind::NOTE), []);
 
     command(&instance, Command::Pause("by hand".into())).await.unwrap();
-    let later = mention(OWNER, "later");
-    instance.event(&later).await;
+    let later = ask(&instance, "later").await;
     assert!(command(&instance, Command::Retry(later.id)).await.is_ok());
     assert_eq!(instance.store.message(&later.id).unwrap().unwrap().state.name, "queued");
     command(&instance, Command::Resume).await.unwrap();
@@ -396,8 +398,7 @@ async fn two_agents_stop_at_the_hop_limit_and_only_the_owner_is_told_once() {
 #[tokio::test]
 async fn an_event_from_far_ahead_harms_nobody() {
     let (dir, relay) = (tempfile::tempdir().unwrap(), Arc::new(Relay::default()));
-    let instance = Instance::start(setup(dir.path(), "a", demo()), &relay);
-    instance.tell(PROMPTER).await;
+    let instance = prompter(setup(dir.path(), "a", demo()), &relay).await;
     let draft = Draft::new(Kind::NOTE, u64::MAX, "boo").tag(["p", &pubkey(AGENT).to_hex()]);
     instance.event(draft.sign(&keys(OWNER), &[0; 32]).raw()).await;
     instance.event(&mention(OWNER, "hello")).await;

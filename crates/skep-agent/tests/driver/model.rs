@@ -49,13 +49,11 @@ async fn an_idle_channel_goes_on_with_the_model_and_a_running_turn_begins_anew_w
     };
     let instance = start("a");
     instance.tell(PROMPTER).await;
-    let asked = mention(OWNER, "one");
-    instance.event(&asked).await;
+    let asked = ask(&instance, "one").await;
     until_is(&store, &asked.id, "answered").await;
     instance.event(&switch("slow", 1)).await;
     until_told(&relay, "switched").await;
-    let asked = mention(OWNER, "two");
-    instance.event(&asked).await;
+    let asked = ask(&instance, "two").await;
     until_is(&store, &asked.id, "prompted").await;
     let begun = tokio::time::timeout(Duration::from_secs(30), async {
         while models(&mock).len() < 2 {
@@ -73,8 +71,7 @@ async fn an_idle_channel_goes_on_with_the_model_and_a_running_turn_begins_anew_w
 
     let instance = start("b");
     instance.tell(PROMPTER).await;
-    let asked = mention(OWNER, "three");
-    instance.event(&asked).await;
+    let asked = ask(&instance, "three").await;
     until_is(&store, &asked.id, "answered").await;
     assert_eq!(models(&mock).last().map(String::as_str), Some("third"), "also after a restart");
 }
@@ -82,10 +79,8 @@ async fn an_idle_channel_goes_on_with_the_model_and_a_running_turn_begins_anew_w
 #[tokio::test]
 async fn what_is_not_offered_is_not_chosen() {
     let (dir, relay) = (tempfile::tempdir().unwrap(), Arc::new(Relay::default()));
-    let instance = Instance::start(setup(dir.path(), "a", demo()), &relay);
-    instance.tell(PROMPTER).await;
-    let asked = mention(OWNER, "hello");
-    instance.event(&asked).await;
+    let instance = prompter(setup(dir.path(), "a", demo()), &relay).await;
+    let asked = ask(&instance, "hello").await;
     until_is(&instance.store, &asked.id, "answered").await;
     instance.event(&switch("no-such-model", 1)).await;
     until_told(&relay, "unsupported_model").await;

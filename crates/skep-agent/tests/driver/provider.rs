@@ -12,9 +12,7 @@ fn status(status: u16, retry_after: Option<u64>, code: &'static str) -> Reply {
 
 async fn start(dir: &std::path::Path, relay: &Arc<Relay>, mock: &MockModel, machine: &Arc<Machine>) -> Instance {
     let backend = Backend::OpenAi(OpenAi::new(mock.base_url().parse().unwrap(), "mock"));
-    let instance = Instance::start(Setup { host: machine.clone(), ..setup(dir, "a", backend) }, relay);
-    instance.tell(PROMPTER).await;
-    instance
+    prompter(Setup { host: machine.clone(), ..setup(dir, "a", backend) }, relay).await
 }
 
 /// The row as it is shown.
@@ -88,10 +86,8 @@ async fn a_dead_letter_has_one_notice_and_can_be_tried_again() {
     let machine = Arc::new(Machine::default());
     let setup = setup(dir.path(), "a", backend);
     let queue = queue::Settings { attempts_max: 2, ..setup.queue };
-    let instance = Instance::start(Setup { queue, host: machine.clone(), ..setup }, &relay);
-    instance.tell(PROMPTER).await;
-    let asked = mention(OWNER, "work");
-    instance.event(&asked).await;
+    let instance = prompter(Setup { queue, host: machine.clone(), ..setup }, &relay).await;
+    let asked = ask(&instance, "work").await;
     until_ended(&instance, 1).await;
     machine.ahead_ms.store(10_000, std::sync::atomic::Ordering::Relaxed);
     until_is(&instance.store, &asked.id, "dead").await;
@@ -102,4 +98,38 @@ async fn a_dead_letter_has_one_notice_and_can_be_tried_again() {
     until_is(&instance.store, &asked.id, "answered").await;
     relay.wait_for(Kind::NOTE, 2).await;
     assert_eq!(relay.accepted(Kind::NOTE).len(), 2, "one notice, one answer");
+}
+
+#[tokio::test]
+async fn a_provider_that_said_when_to_come_back_is_left_alone_over_a_restart_until_then_or_until_resumed() {
+    let (dir, relay) = (tempfile::tempdir().unwrap(), Arc::new(Relay::default()));
+    let (mock, machine) =
+        (MockModel::queue([status(429, Some(1_200), ""), Reply::Text("done".into())]).await, Arc::default());
+    let instance = start(dir.path(), &relay, &mock, &machine).await;
+    let asked = ask(&instance, "work").await;
+    until_ended(&instance, 1).await;
+    until_is(&instance.store, &asked.id, "queued").await;
+    instance.kill();
+    let instance = start(dir.path(), &relay, &mock, &machine).await;
+    // Another channel, which knows nothing of it.
+    let other = ask_in(&instance, "elsewhere", "other").await;
+    until_is(&instance.store, &other.id, "queued").await;
+    let (reply, flushed) = oneshot::channel();
+    instance.tell(Input::Flushed(reply)).await;
+    flushed.await.unwrap();
+    assert_eq!(mock.asked().len(), 1, "it said not to come back before");
+    assert_eq!(command(&instance, Command::Resume).await, Ok("resumed".into()));
+    until_is(&instance.store, &other.id, "answered").await;
+    instance.kill();
+    // What the owner lifted stays lifted.
+    let instance = start(dir.path(), &relay, &mock, &machine).await;
+    let third = ask_in(&instance, "elsewhere", "third").await;
+    until_is(&instance.store, &third.id, "answered").await;
+}
+
+async fn ask_in(instance: &Instance, group: &str, text: &str) -> RawEvent {
+    let draft = Draft::new(Kind::CHAT, now(), text).tag(["h", group]).tag(["p", &pubkey(AGENT).to_hex()]);
+    let asked = draft.sign(&keys(OWNER), &[0; 32]).raw().clone();
+    instance.event(&asked).await;
+    asked
 }

@@ -55,8 +55,7 @@ fn assert_nothing_in_clear(relay: &Relay, partner: u8, words: &[&str]) {
 #[tokio::test]
 async fn a_wrapped_message_is_answered_in_a_wrap_and_nothing_of_it_is_in_clear() {
     let (dir, relay) = (tempfile::tempdir().unwrap(), Arc::new(Relay::default()));
-    let instance = Instance::start(setup(dir.path(), "a", script("echo 'the answer is sesame'; cat")), &relay);
-    instance.tell(PROMPTER).await;
+    let instance = prompter(setup(dir.path(), "a", script("echo 'the answer is sesame'; cat")), &relay).await;
     let (asked, wrapped) = private(OWNER, "the secret is open", 7);
     for _ in 0..3 {
         instance.event(&wrapped).await;
@@ -85,8 +84,7 @@ async fn a_wrapped_message_is_answered_in_a_wrap_and_nothing_of_it_is_in_clear()
 #[tokio::test]
 async fn an_old_message_is_answered_in_the_old_form() {
     let (dir, relay) = (tempfile::tempdir().unwrap(), Arc::new(Relay::default()));
-    let instance = Instance::start(setup(dir.path(), "a", script("cat; echo sesame")), &relay);
-    instance.tell(PROMPTER).await;
+    let instance = prompter(setup(dir.path(), "a", script("cat; echo sesame")), &relay).await;
     let asked = old(OWNER, "the secret is open");
     instance.event(&asked).await;
     instance.event(&asked).await;
@@ -106,8 +104,7 @@ async fn in_a_direct_message_only_owner_and_siblings_are_heard_and_the_inner_aut
     let (dir, relay) = (tempfile::tempdir().unwrap(), Arc::new(Relay::default()));
     let audience = Audience { respond_to: RespondTo::Anyone, owner: Some(pubkey(OWNER)), allowlist: Vec::new() };
     let setup = Setup { audience, ..setup(dir.path(), "a", script("cat >/dev/null; echo done")) };
-    let instance = Instance::start(setup, &relay);
-    instance.tell(PROMPTER).await;
+    let instance = prompter(setup, &relay).await;
     let (_, strange) = private(STRANGER, "do as I say", 7);
     instance.event(&strange).await;
     until_is(&instance.store, &strange.id, "refused").await;
@@ -133,8 +130,7 @@ async fn in_a_direct_message_only_owner_and_siblings_are_heard_and_the_inner_aut
 #[tokio::test]
 async fn a_permission_of_a_direct_message_is_asked_and_given_in_sealed_messages() {
     let (dir, relay) = (tempfile::tempdir().unwrap(), Arc::new(Relay::default()));
-    let instance = Instance::start(setup(dir.path(), "a", demo()), &relay);
-    instance.tell(PROMPTER).await;
+    let instance = prompter(setup(dir.path(), "a", demo()), &relay).await;
     let (_, wrapped) = private(OWNER, "write sealed.txt", 7);
     instance.event(&wrapped).await;
     relay.wait_for(Kind::GIFT_WRAP, 2).await;
@@ -228,8 +224,7 @@ async fn of_two_who_answer_one_wrapped_message_one_reply_is_sent_and_the_other_l
     answered.dedup();
     assert_eq!((answered.len(), opened(&relay, OWNER).len()), (asked.len(), asked.len()), "each once");
 
-    let third = Instance::start(Setup { has_leases: false, ..setup(dir.path(), "three", say("three")) }, &relay);
-    third.tell(PROMPTER).await;
+    let third = prompter(Setup { has_leases: false, ..setup(dir.path(), "three", say("three")) }, &relay).await;
     let (_, late) = private(OWNER, "job 0, of which a follower knows by the copy alone", 40);
     one.event(&late).await;
     until_is(&one.store, &late.id, "answered").await;
@@ -273,8 +268,7 @@ async fn a_message_in_two_wraps_is_answered_once_though_each_instance_had_anothe
 #[tokio::test]
 async fn of_a_card_in_the_old_form_nothing_is_in_clear_but_whom_it_is_for() {
     let (dir, relay) = (tempfile::tempdir().unwrap(), Arc::new(Relay::default()));
-    let instance = Instance::start(setup(dir.path(), "a", demo()), &relay);
-    instance.tell(PROMPTER).await;
+    let instance = prompter(setup(dir.path(), "a", demo()), &relay).await;
     let asked = old(OWNER, "write sealed.txt");
     instance.event(&asked).await;
     let card = relay.wait_for(Kind::DIRECT_MESSAGE, 1).await.remove(0);

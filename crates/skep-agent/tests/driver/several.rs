@@ -18,8 +18,7 @@ async fn a_relay_that_never_granted_the_lease_takes_the_reply_with_leases_at_hom
         let instance = Instance::start(two_relays(setup), &relay);
         instance.tell(Input::CaughtUp).await;
         instance.tell(PROMPTER).await;
-        let asked = mention(OWNER, "work");
-        instance.event(&asked).await;
+        let asked = ask(&instance, "work").await;
         let reply = relay.wait_for(Kind::NOTE, 1).await;
         until_is(&instance.store, &asked.id, "answered").await;
         until_sent(&instance, &second, 1).await;
@@ -36,8 +35,7 @@ async fn a_reply_that_the_home_relay_refuses_is_given_to_no_other() {
     // Its home relay is not to be reached when the reply is there.
     instance.pump.abort();
     instance.tell(PROMPTER).await;
-    let asked = mention(OWNER, "work");
-    instance.event(&asked).await;
+    let asked = ask(&instance, "work").await;
     until_is(&instance.store, &asked.id, "answered").await;
     let stale = instance.store.answer_to(&asked.id).unwrap().unwrap();
     send_due(&second, SECOND, &instance.store, &instance.inputs).await;

@@ -105,6 +105,8 @@ pub enum Input {
     Resumed,
     /// Whether there is another reason that no new turns begin; it and a pause are lifted each by itself.
     Held(bool),
+    /// The provider said not to come back before, to the instance before this one.
+    Busy(UnixMs),
     /// Whether this instance is the prompter.
     Leading(bool),
     /// A time of [`Effect::WakeAt`] came.
@@ -171,6 +173,8 @@ pub enum Effect {
         reason: String,
     },
     WakeAt(UnixMs),
+    /// The provider said not to come back before: to be kept, for [`Input::Busy`] at the next start.
+    Busy(UnixMs),
 }
 
 impl Effect {

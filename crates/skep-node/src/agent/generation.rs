@@ -22,16 +22,17 @@ use super::outbox::{self, Post};
 use super::purse::HomePurse;
 use super::reconnect::Connection;
 use super::{Plan, instance::StartError};
-use crate::clock::{Machine, unix_now};
+use crate::clock::{Machine, unix_now, unix_now_ms};
 
 /// News of the lease that wait for whoever leads; more are dropped, it asks anyway.
 const NEWS_MAX: usize = 8;
 
-/// How long the driver may take to end its turns: 5 s to cancel, 10 s until a process is killed, and time to write.
-const DRIVER_STOP: Duration = Duration::from_secs(20);
+/// How long the driver may take to end its turns, and all of it to stop.
+const DRIVER_STOP: Duration = Duration::from_millis(limits::STOP_DRIVER_MS);
+const STOP: Duration = Duration::from_millis(limits::STOP_AGENTS_MS);
 
-/// How long what was published last may take to be delivered. It is in the store, so nothing is lost by less.
-const DRAIN: Duration = Duration::from_secs(2);
+/// How long what was published last may take to be delivered where it is not known that it can be.
+const DRAIN: Duration = Duration::from_millis(limits::STOP_OUTBOX_MS);
 const DRAIN_LOOK: Duration = Duration::from_millis(20);
 
 /// How often what is done with is forgotten, and in how many steps at most: others write between them.
@@ -67,6 +68,8 @@ pub struct Generation {
     stop_outboxes: CancellationToken,
     driver: JoinHandle<Result<(), StoreError>>,
     has_leases: bool,
+    /// The home relay.
+    home: String,
 }
 
 impl Generation {
@@ -83,7 +86,7 @@ impl Generation {
         let locks = Locks::open(&plan.locks, &plan.credentials.keys.pubkey())?;
         let instance = locks.new_instance()?;
         let home = plan.relays.first().cloned().unwrap_or_default();
-        let door = RemoteDoor::open(home, plan.credentials.clone());
+        let door = RemoteDoor::open(home.clone(), plan.credentials.clone());
         let (inputs, outputs) = mpsc::channel(INPUTS_MAX);
         let (lease_news, news) = mpsc::channel(NEWS_MAX);
         let lead = Lead::start(lead::Settings {
@@ -110,7 +113,7 @@ impl Generation {
         let setup = setup(plan, has_leases, store, instance, posted, claims, handles.lead.clone());
         let driver = tokio::spawn(drive(setup, Arc::new(door), outputs));
         let store = Arc::clone(store);
-        Ok(Self { handles, store, inputs, links, outboxes, stop_links, stop_outboxes, driver, has_leases })
+        Ok(Self { handles, store, inputs, links, outboxes, stop_links, stop_outboxes, driver, has_leases, home })
     }
 
     /// Runs until something fails or it is told to stop, then ends everything in order.
@@ -142,6 +145,7 @@ impl Generation {
 
     /// No more messages; then turns end; then what they published is sent; then another may lead.
     async fn shutdown(mut self, driver_ended: bool) {
+        let deadline = Instant::now() + STOP;
         self.stop_links.cancel();
         while self.links.join_next().await.is_some() {}
         drop(self.inputs);
@@ -149,13 +153,25 @@ impl Generation {
             tracing::warn!("the driver does not end; it is cut off");
             self.driver.abort();
         }
-        let deadline = Instant::now() + DRAIN;
-        while *self.handles.door.borrow() == Connection::Live && has_mail(&self.store) && Instant::now() < deadline {
-            sleep(DRAIN_LOOK).await;
-        }
+        drain(&self.store, &self.home, &self.handles.door, deadline).await;
         self.stop_outboxes.cancel();
         while self.outboxes.join_next().await.is_some() {}
         self.handles.lead.release().await;
+    }
+}
+
+/// Waits until what was published last is delivered. On a machine that is busy each commit of it takes its time: what the
+/// home relay can take now has all the time that is left, what waits for something else a part of it.
+async fn drain(store: &AgentStore, home: &str, door: &watch::Receiver<Connection>, deadline: Instant) {
+    let soon = deadline.min(Instant::now() + DRAIN);
+    while has_mail(store) {
+        let now = Instant::now();
+        let is_live = *door.borrow() == Connection::Live;
+        let is_under_way = is_live && is_due(store, home, deadline.saturating_duration_since(now));
+        if now >= deadline || (now >= soon && !is_under_way) {
+            return;
+        }
+        sleep(DRAIN_LOOK).await;
     }
 }
 
@@ -167,8 +183,15 @@ async fn panicked(tasks: &mut JoinSet<()>) -> Result<(), tokio::task::JoinError>
     std::future::pending().await
 }
 
+/// A store that does not say counts as one that has.
 fn has_mail(store: &AgentStore) -> bool {
-    store.outbox_len().is_ok_and(|(waiting, _)| waiting > 0)
+    !matches!(store.outbox_len(), Ok((0, _)))
+}
+
+/// Whether a relay is to have something before this time is over.
+fn is_due(store: &AgentStore, relay: &str, within: Duration) -> bool {
+    let until = unix_now_ms().saturating_add(within.as_millis() as u64);
+    store.next_due_ms(relay).is_ok_and(|due| due.is_some_and(|due| due <= until))
 }
 
 fn start_links(
@@ -328,6 +351,7 @@ fn setup(
         spec: plan.spec.clone(),
         tools: plan.tools.clone(),
         bridge: Some(Arc::new(plan.bridge.clone())),
+        trees: plan.trees.clone(),
         budget: plan.budget,
         purse: purse(plan),
         prices: plan.prices.clone(),

@@ -3,12 +3,14 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::future::join_all;
 use skep_agent::driver::{self, Command, Input, Setup};
+use skep_proto::limits;
 use skep_store::lock::DirLock;
 use skep_store::{AgentStore, StoreError};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::Plan;
@@ -20,6 +22,10 @@ use crate::home::HomeError;
 
 /// The file of an agent's records in its directory.
 pub const RECORDS: &str = "agent.db";
+
+/// How long all instances of a process may take to stop.
+const STOP: Duration = Duration::from_millis(limits::STOP_AGENTS_MS);
+const STOP_SLACK: Duration = Duration::from_millis(500);
 
 /// Why an instance did not start.
 #[derive(Debug, thiserror::Error)]
@@ -208,6 +214,16 @@ impl Contact {
 
     fn running(&self) -> Result<Handles, NotRunning> {
         self.handles.borrow().clone().ok_or(NotRunning)
+    }
+}
+
+/// Stops instances beside each other, in the time that all of them have together. One that does not end by then is cut
+/// off; what it left is taken up at the next start.
+pub async fn stop_all(instances: impl IntoIterator<Item = Instance>) {
+    let all = join_all(instances.into_iter().map(Instance::stop));
+    // A moment more, so that one that stops in time by its own clock is not cut off by ours.
+    if timeout(STOP + STOP_SLACK, all).await.is_err() {
+        tracing::warn!("an agent does not end; it is cut off");
     }
 }
 

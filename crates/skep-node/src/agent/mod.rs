@@ -22,15 +22,17 @@ mod prompter;
 pub mod purse;
 pub mod reconnect;
 pub mod settings;
+pub mod trees;
 
 pub use skep_agent::demo::run as demo;
 
 pub(crate) use instance::make_directory;
-pub use instance::{Contact, Instance, NotRunning, RECORDS, StartError, State, Status};
+pub use instance::{Contact, Instance, NotRunning, RECORDS, StartError, State, Status, stop_all};
 
 use std::path::PathBuf;
 
 use skep_agent::Spec;
+use skep_agent::tree::{TreeError, Trees};
 use skep_core::audience::Audience;
 use skep_core::budget::{Limits, Shared};
 use skep_core::leader::Mode;
@@ -62,6 +64,8 @@ pub struct Plan {
     pub spec: Spec,
     pub tools: Grants,
     pub bridge: bridge::Bridge,
+    /// Where its conversations work; without it, all in the spec's directory.
+    pub trees: Option<Trees>,
     /// The first is its home.
     pub relays: Vec<String>,
     pub has_leases: bool,
@@ -70,4 +74,14 @@ pub struct Plan {
     /// Where the lock files are.
     pub locks: PathBuf,
     pub mode: Mode,
+}
+
+impl Plan {
+    /// Whether its conversations will have a place to work: better told at the start than at the first turn.
+    pub async fn check_trees(&self) -> Result<(), TreeError> {
+        match &self.trees {
+            Some(trees) => trees.check().await,
+            None => Ok(()),
+        }
+    }
 }

@@ -117,6 +117,11 @@ settings! {
     tools: Vec<String> = Grants::default().names().map(|name| name.as_str().to_owned()).collect();
     /// Where its backend works; empty: `<home>/agents/<name>/work`.
     workdir: String = String::new();
+    /// A git repository that it works on, in place of `workdir`: each conversation in a worktree of its own, on a branch
+    /// `skep/<agent>/…`, below `<home>/agents/<name>/trees`.
+    repo: String = String::new();
+    /// The branch, tag or commit at which new worktrees begin; empty: where the repository's HEAD is.
+    worktree_base: String = String::new();
     /// Names of variables of our environment that its backend gets beside the usual ones.
     env: Vec<String> = Vec::new();
     /// What it may spend: `usd_per_day`, `tokens_per_day` (of a UTC day), `usd_per_turn`, `turns_per_hour`.
@@ -297,6 +302,7 @@ impl AgentSettings {
         }
         self.allowed()?;
         self.grants()?;
+        self.check_repo()?;
         self.check_backend()?;
         self.check_budget()
     }
@@ -393,6 +399,7 @@ impl AgentSettings {
         let env = Environment::allowed(host, &self.env, &[]).map_err(|error| self.wrong("env", error.to_string()))?;
         let workdir = if self.workdir.is_empty() { directory.join("work") } else { PathBuf::from(&self.workdir) };
         let kind = self.kind(env.get("PATH").unwrap_or_default(), key)?;
+        let trees = self.trees(home, &env)?;
         let some = |text: &String| (!text.is_empty()).then(|| text.clone());
         let preset = if self.backend == BackendKind::Acp { self.preset()? } else { None };
         let command = std::env::current_exe();
@@ -420,6 +427,7 @@ impl AgentSettings {
             spec,
             tools: self.grants()?,
             bridge: Bridge::new(home.to_owned(), command),
+            trees,
             relays: self.relays.clone(),
             has_leases: self.leases,
             directory,
@@ -526,3 +534,4 @@ fn is_program(path: &Path) -> bool {
 
 #[cfg(test)]
 mod tests;
+mod trees;

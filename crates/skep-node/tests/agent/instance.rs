@@ -11,9 +11,9 @@ use skep_core::leader::Role;
 use skep_node::agent::door::RemoteDoor;
 use skep_node::agent::reconnect::Connection;
 use skep_node::agent::settings::{AgentSettings, BackendKind, LeaderSettings};
-use skep_node::agent::{Instance, NotRunning, Plan, State};
+use skep_node::agent::{Instance, NotRunning, Plan, State, stop_all};
 use skep_node::clock::unix_now;
-use skep_proto::{Draft, Filter, Kind, RawEvent};
+use skep_proto::{Draft, Filter, Kind, RawEvent, limits};
 use skep_store::StoreError;
 use skep_store::agent::MessageState;
 use tokio::sync::mpsc;
@@ -35,6 +35,9 @@ fn plan(hive: &Hive, home: &str) -> Plan {
     let leader = LeaderSettings { dir: locks, ..LeaderSettings::default() };
     settings.plan(&leader, hive.agent.clone(), &hive.dir().join(home), []).unwrap()
 }
+
+/// What goes out behind an answer: any kind that the relay keeps.
+const BILL: Kind = Kind::REACTION;
 
 /// Answers each message once while it leads.
 async fn answer(setup: Setup, _: Arc<RemoteDoor>, mut inputs: mpsc::Receiver<Input>) -> Result<(), StoreError> {
@@ -58,7 +61,9 @@ async fn answer(setup: Setup, _: Arc<RemoteDoor>, mut inputs: mpsc::Receiver<Inp
         for message in waiting.drain(..).filter(|_| leads) {
             let reply = Draft::new(Kind::NOTE, unix_now(), format!("to {}", message.content));
             let reply = keys.sign(reply.tag(["e", &message.id.to_hex()])).raw().clone();
-            setup.store.enqueue(&[reply], &setup.relays, unix_now())?;
+            // In one commit with it, as a turn's bill.
+            let bill = keys.sign(Draft::new(BILL, unix_now(), message.content.clone())).raw().clone();
+            setup.store.enqueue(&[reply, bill], &setup.relays, unix_now())?;
             setup.outbox.notify_one();
         }
     }
@@ -75,7 +80,7 @@ async fn leads(instance: &Instance) {
 async fn ask(hive: &Hive, text: &str) -> String {
     let mention = hive.mention(unix_now(), text);
     let mut client = hive.client(&hive.owner).await;
-    let filter = Filter { authors: Some(vec![hive.agent.pubkey()]), ..Filter::new() };
+    let filter = Filter { authors: Some(vec![hive.agent.pubkey()]), kinds: Some(vec![Kind::NOTE]), ..Filter::new() };
     let filter = Filter { tags: vec![(b'e', vec![mention.id.to_hex()])], ..filter };
     let mut sub = client.subscribe(vec![filter]).await.unwrap();
     assert!(hive.client(&hive.owner).await.publish(&mention).await.unwrap().accepted);
@@ -167,6 +172,11 @@ async fn a_driver_that_fails_is_started_again_with_its_reason_shown() {
 
 /// A relay that takes every event and knows no leases.
 fn simple_relay() -> String {
+    relay_that_thinks(Duration::ZERO)
+}
+
+/// The same, and thinks about each note first.
+fn relay_that_thinks(before: Duration) -> String {
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let url = format!("ws://{}", listener.local_addr().unwrap());
     std::thread::spawn(move || {
@@ -178,7 +188,12 @@ fn simple_relay() -> String {
                     let message: Value = serde_json::from_str(&text).unwrap();
                     let answer = match message[0].as_str().unwrap() {
                         "REQ" => json!(["EOSE", message[1]]),
-                        "EVENT" => json!(["OK", message[1]["id"], true, ""]),
+                        "EVENT" => {
+                            if message[1]["kind"] == Kind::NOTE.0 {
+                                std::thread::sleep(before);
+                            }
+                            json!(["OK", message[1]["id"], true, ""])
+                        }
                         other => json!(["NOTICE", format!("unknown {other}")]),
                     };
                     let _ = socket.send(Message::text(answer.to_string()));
@@ -207,4 +222,61 @@ async fn where_the_relay_grants_no_leases_the_files_decide_and_the_driver_knows(
     leads(&instance).await;
     assert_eq!(instance.status().unwrap().standing.unwrap().role, Role::Prompter(None));
     instance.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_instance_that_stops_right_after_its_answer_leaves_no_bill_behind() {
+    const STOPS: usize = 50;
+    let hive = Hive::start().await;
+    for n in 0..STOPS {
+        let instance = Instance::start_with(plan(&hive, "home"), answer).unwrap();
+        leads(&instance).await;
+        ask(&hive, &n.to_string()).await;
+        let store = Arc::clone(instance.store());
+        instance.stop().await;
+        assert_eq!(store.outbox_len().unwrap(), (0, 0), "stop {n}");
+    }
+}
+
+/// Says something when it is told to end.
+async fn last_words(setup: Setup, _: Arc<RemoteDoor>, mut inputs: mpsc::Receiver<Input>) -> Result<(), StoreError> {
+    while inputs.recv().await.is_some() {}
+    let keys = skep_node::keys::StoredKey::parse(&setup.keys.display_secret().to_string(), "a test").unwrap();
+    let words = keys.unlock(|| unreachable!()).unwrap().sign(Draft::new(Kind::NOTE, unix_now(), "the end"));
+    setup.store.enqueue(&[words.raw().clone()], &setup.relays, unix_now())?;
+    setup.outbox.notify_one();
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_published_last_is_delivered_before_the_end_also_to_a_relay_that_takes_its_time() {
+    let hive = Hive::start().await;
+    // Longer than what waits for a connection may take, and shorter than all of it.
+    let relay = relay_that_thinks(Duration::from_millis(limits::STOP_OUTBOX_MS + 1_000));
+    let plan = Plan { relays: vec![relay], has_leases: false, ..plan(&hive, "home") };
+    let instance = Instance::start_with(plan, last_words).unwrap();
+    timeout(PATIENCE, async {
+        while instance.status().unwrap().door != Some(Connection::Live) {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    })
+    .await
+    .expect("in time");
+    let store = Arc::clone(instance.store());
+    instance.stop().await;
+    assert_eq!(store.outbox_len().unwrap(), (0, 0));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn instances_that_do_not_end_are_cut_off_together() {
+    let hive = Hive::start().await;
+    let drive = |_, _, _| std::future::pending();
+    let start = |home: &str| {
+        let plan = plan(&hive, home);
+        Instance::start_with(Plan { relays: vec![simple_relay()], has_leases: false, ..plan }, drive).unwrap()
+    };
+    let instances = ["a", "b", "c"].map(start);
+    // One bound for all of them, and not one for each.
+    let bound = Duration::from_millis(2 * limits::STOP_MS);
+    timeout(bound, stop_all(instances)).await.expect("in time");
 }

@@ -190,6 +190,9 @@ pub struct SessionResolved {
     pub is_new: bool,
     pub program: String,
     pub model: Option<String>,
+    /// The git branch that its conversation works on, where it has a worktree of its own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub branch: Option<String>,
 }
 
 /// Payload of `turn_completed` (`stopReason`) and `turn_error` (with `error`).
@@ -337,7 +340,7 @@ mod tests {
             ),
             (Payload::of(&Progress { text: "half".into() }), r#"{"text":"half"}"#.into()),
             (
-                Payload::of(&SessionResolved { is_new: true, program: "goose 1.2".into(), model: None }),
+                Payload::of(&SessionResolved { is_new: true, program: "goose 1.2".into(), model: None, branch: None }),
                 r#"{"isNew":true,"program":"goose 1.2","model":null}"#.into(),
             ),
             (

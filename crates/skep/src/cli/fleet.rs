@@ -74,6 +74,19 @@ pub struct InboxArgs {
 const STATES: [&str; 7] = ["stored", "queued", "prompted", "answered", "refused", "expired", "dead"];
 
 #[derive(Debug, Args)]
+pub struct TreesArgs {
+    /// Agents, with or without an @; none: all of this home.
+    #[arg(value_name = "NAME", value_parser = without_at)]
+    pub names: Vec<String>,
+    /// Remove those with which nothing is lost, and their branches.
+    #[arg(long)]
+    pub prune: bool,
+    /// A TOML file; without it: config.toml in the home directory.
+    #[arg(long, value_name = "PATH")]
+    pub config: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
 pub struct RetryArgs {
     #[command(flatten)]
     pub agent: AgentArg,
@@ -145,6 +158,9 @@ pub enum FleetCommand {
     /// Try a message again, or all that are dead.
     #[command(after_help = RETRY_HELP)]
     Retry(RetryArgs),
+    /// List the git worktrees of the agents' conversations, and clear up.
+    #[command(after_help = TREES_HELP)]
+    Trees(TreesArgs),
 }
 
 /// `@name` or `name`.
@@ -217,3 +233,12 @@ const RETRY_HELP: &str = "\
 Examples:
   skep agent retry scout              all that are dead
   skep agent retry scout 1f3a9c02     one, by the beginning of its id";
+
+const TREES_HELP: &str = "\
+Examples:
+  skep agent trees
+  skep agent trees scout --json
+  skep agent trees --prune
+
+An agent with `repo` works in a worktree for each conversation. One stays that is in use, has
+changes that are not committed, or commits that are on no other branch; ignored files go with it.";

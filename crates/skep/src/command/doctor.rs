@@ -1,6 +1,7 @@
 //! `skep doctor`: what is wrong, and how to mend it.
 
 use serde_json::json;
+use skep_node::agent::trees;
 use skep_node::clock::unix_now;
 use skep_node::doctor::{self, Report, State};
 use skep_node::home::Home;
@@ -20,7 +21,12 @@ pub fn run(args: &SettingsArgs, out: &mut Output) -> Result<(), CliError> {
         // Which relays there are is not known.
         Err(_) => Vec::new(),
     };
-    let report = doctor::examine(&home, settings.map(|settings| (settings, path)), unix_now(), &skews);
+    let host: Vec<(String, String)> = std::env::vars().collect();
+    let trees = match &settings {
+        Ok(settings) => block_on(async { Ok(trees::check_all(&settings.agent, home.path(), &host).await) })?,
+        Err(_) => Vec::new(),
+    };
+    let report = doctor::examine(&home, settings.map(|settings| (settings, path)), unix_now(), &skews, &trees);
     if out.json {
         let Report { checks, limits } = &report;
         out.json_line(&json!({ "ok": report.is_well(), "checks": checks, "limits": limits }))?;

@@ -11,7 +11,7 @@ use skep_proto::control::{Answer, Ask, Outcome};
 use skep_proto::name::AgentName;
 
 use super::relay::config_path;
-use super::{ID_CHARS_MIN, block_on, pause, roster};
+use super::{ID_CHARS_MIN, block_on, pause, roster, trees};
 use crate::cli::{FleetCommand, RetryArgs};
 use crate::error::{CliError, Kind};
 use crate::screen::{Output, escape};
@@ -27,6 +27,7 @@ pub fn run(command: FleetCommand, out: &mut Output) -> Result<(), CliError> {
         FleetCommand::Resume(args) if args.names.is_empty() => Err(no_name("resume")),
         FleetCommand::Resume(args) => pause::resume(&args, out),
         FleetCommand::Retry(args) => retry(&args, out),
+        FleetCommand::Trees(args) => trees::run(&args, out),
     }
 }
 

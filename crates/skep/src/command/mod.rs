@@ -26,6 +26,7 @@ mod signals;
 mod status;
 mod sync;
 mod table;
+mod trees;
 mod up;
 
 use std::future::Future;

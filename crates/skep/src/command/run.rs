@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use serde_json::json;
 use skep_node::agent::settings::AgentSettings;
-use skep_node::agent::{Instance, Plan};
+use skep_node::agent::{Instance, Plan, stop_all};
 use skep_node::control::Server;
 use skep_node::fleet::{Facts, Fleet};
 use skep_node::home::Home;
@@ -54,7 +54,12 @@ async fn serve(home: &Home, plans: Vec<(Facts, Plan)>, out: &mut Output) -> Resu
     let mut instances = Vec::new();
     for (facts, plan) in plans {
         let (name, key) = (plan.name.clone(), plan.credentials.keys.pubkey());
-        let instance = Instance::start(plan).map_err(|error| CliError::new(Kind::Internal, error))?;
+        let wrong = |error| CliError::new(Kind::Input, format!("agent {:?}: repo: {error}", name.as_str()));
+        plan.check_trees().await.map_err(|error| wrong(error).hint("skep doctor looks at all of them"))?;
+        // It opens records, and the instances before it have this process, too.
+        let started = tokio::task::spawn_blocking(move || Instance::start(plan)).await;
+        let started = started.map_err(|ended| CliError::new(Kind::Internal, ended))?;
+        let instance = started.map_err(|error| CliError::new(Kind::Internal, error))?;
         fleet.put(facts, Ok(instance.contact().clone()));
         instances.push(instance);
         if out.json {
@@ -67,9 +72,7 @@ async fn serve(home: &Home, plans: Vec<(Facts, Plan)>, out: &mut Output) -> Resu
     out.flush()?;
     signals.next().await;
     drop(control);
-    for instance in instances {
-        instance.stop().await;
-    }
+    stop_all(instances).await;
     Ok(())
 }
 

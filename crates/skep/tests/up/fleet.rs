@@ -62,7 +62,7 @@ fn a_pause_holds_new_turns_back_with_its_reason_also_after_a_restart() {
     place.done(&["agent", "new", "broken", "--command", "no-such-program"]);
     let _up = place.up();
     assert_eq!(place.agent("other")["paused"][0]["reason"], "a holiday");
-    // Who does not lead yet may follow, for all that is known.
+    // One that still waits for the lease of the process before it is paused here only, and says so.
     place.until_leads("other");
     let said = place.done(&["pause", "--reason", "a longer one"]);
     assert!(said.contains("broken: paused; it does not run"), "{said}");

@@ -8,5 +8,6 @@ mod first;
 mod fleet;
 mod owner;
 mod place;
+mod trees;
 #[path = "../relay_harness/volume.rs"]
 mod volume;

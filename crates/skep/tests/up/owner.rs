@@ -45,6 +45,12 @@ impl Owner {
     #[track_caller]
     pub fn say(&mut self, name: &str, text: &str) -> EventId {
         let draft = Draft::new(Kind::NOTE, unix_now(), text).tag(["p", &self.agent(name).to_hex()]);
+        self.publish(draft)
+    }
+
+    /// Signed, and taken by the relay.
+    #[track_caller]
+    pub fn publish(&mut self, draft: Draft) -> EventId {
         let event = self.keys.sign(draft);
         let verdict = self.runtime.block_on(self.client.publish(event.raw())).unwrap();
         assert!(verdict.accepted, "{}", verdict.message);

@@ -164,3 +164,39 @@ fn a_plan_has_a_checked_owner_and_a_program_that_is_there() {
         }
     }
 }
+
+#[test]
+fn a_repository_is_for_programs_and_in_place_of_a_directory() {
+    let check = |change: fn(&mut AgentSettings)| {
+        let mut settings = agent(|a| a.repo = "/repo".into());
+        change(&mut settings);
+        settings.check().map_err(|error| error.of_agent())
+    };
+    assert_eq!(check(|_| {}), Ok(()));
+    assert_eq!(check(|a| a.worktree_base = "origin/main".into()), Ok(()));
+    assert!(check(|a| a.workdir = "/work".into()).is_err_and(|e| e.starts_with("repo: and workdir")));
+    assert!(check(|a| a.worktree_base = "--orphan".into()).is_err_and(|e| e.starts_with("worktree_base: is the name")));
+    let unused = |a: &mut AgentSettings| (a.repo, a.worktree_base) = (String::new(), "main".into());
+    assert!(check(unused).is_err_and(|e| e.starts_with("worktree_base: is read only where repo is set")));
+    let mut settings = server();
+    settings.repo = "/repo".into();
+    assert!(settings.check().is_err_and(|e| e.of_agent().starts_with("repo: is for backend")));
+}
+
+#[test]
+fn trees_are_in_the_home_of_their_agent_and_nothing_but_git_is_looked_for() {
+    let (home, leader) = (
+        tempfile::tempdir().expect("a directory"),
+        LeaderSettings { dir: "/locks".into(), ..LeaderSettings::default() },
+    );
+    let plan = |change: fn(&mut AgentSettings), path: &str| {
+        let settings = agent(change);
+        let path = ("PATH".to_owned(), path.to_owned());
+        settings.plan(&leader, Keys::generate().expect("randomness"), home.path(), [path])
+    };
+    assert!(plan(|_| {}, "/usr/bin:/bin").expect("a plan").trees.is_none());
+    let made = plan(|a| a.repo = "/no/such".into(), "/usr/bin:/bin").expect("a plan").trees.expect("trees");
+    assert_eq!(made.root(), home.path().canonicalize().expect("a path").join("agents/scout/trees"));
+    let error = plan(|a| a.repo = "/no/such".into(), "/nowhere").expect_err("no git").to_string();
+    assert!(error.contains("repo: git is not in PATH; install it, or leave repo out"), "{error}");
+}

@@ -62,7 +62,8 @@ pub fn line(shown: &Shown) -> Option<String> {
         Shown::Session(session) => {
             let model = session.model.as_ref().map(|model| format!(", model {model}")).unwrap_or_default();
             let verb = if session.is_new { "new session" } else { "session taken up" };
-            format!("· {verb}: {}{model}", session.program)
+            let branch = session.branch.as_ref().map(|branch| format!(", on {branch}")).unwrap_or_default();
+            format!("· {verb}: {}{model}{branch}", session.program)
         }
         Shown::Tool { title, status, .. } => match (title, status.as_deref()) {
             (Some(title), None | Some("pending")) => format!("⚙ {title}"),

@@ -1,0 +1,113 @@
+//! The worktrees of all agents of a configuration, for whoever looks at them or clears up.
+//!
+//! Works beside whatever runs here: a tree that a backend works in is held, and stays.
+
+use std::path::Path;
+
+use skep_agent::child::environment::Environment;
+use skep_agent::driver::tree_fact;
+use skep_agent::tree::survey::Tree;
+use skep_agent::tree::{TreeError, Trees};
+use skep_core::tree::Kept;
+use skep_store::AgentStore;
+
+use super::RECORDS;
+use super::settings::AgentSettings;
+use crate::config::ConfigError;
+
+/// Why trees cannot be told.
+#[derive(Debug, thiserror::Error)]
+pub enum TreesError {
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    #[error("agent {agent:?}: {cause}")]
+    Tree { agent: String, cause: TreeError },
+}
+
+/// One tree of an agent.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Row {
+    pub agent: String,
+    /// `None`: the agent's records do not name it. Untrusted text.
+    pub conversation: Option<String>,
+    pub tree: Tree,
+    /// Whether it was removed just now.
+    pub is_gone: bool,
+}
+
+/// Whether an agent's trees can be made.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Checked {
+    pub agent: String,
+    pub repo: String,
+    /// What is wrong, with what mends it.
+    pub found: Result<(), String>,
+}
+
+/// All trees, of agents that have a repository now and of those that had one. With `is_pruning`, those go with which
+/// nothing is lost. `host` is the environment that a child may have something of.
+pub async fn rows(
+    agents: &[&AgentSettings],
+    home: &Path,
+    host: &[(String, String)],
+    is_pruning: bool,
+) -> Result<Vec<Row>, TreesError> {
+    let mut rows = Vec::new();
+    for agent in agents {
+        let directory = home.join("agents").join(&agent.name);
+        if agent.repo.is_empty() && !directory.join("trees").is_dir() {
+            continue;
+        }
+        let trees = agent.trees_left(home, &environment(host)?)?;
+        let failed = |cause| TreesError::Tree { agent: agent.name.clone(), cause };
+        let records = AgentStore::open_to_read(&directory.join(RECORDS)).ok();
+        for tree in trees.survey().await.map_err(failed)? {
+            let conversation = records.as_ref().and_then(|records| records.fact(&tree_fact(&tree.name)).ok()?);
+            let (tree, is_gone) = if is_pruning { prune(&trees, tree).await } else { (tree, false) };
+            rows.push(Row { agent: agent.name.clone(), conversation, tree, is_gone });
+        }
+    }
+    Ok(rows)
+}
+
+async fn prune(trees: &Trees, tree: Tree) -> (Tree, bool) {
+    if tree.kept.is_some() {
+        return (tree, false);
+    }
+    match trees.remove(&tree.name).await {
+        Ok(()) => (tree, true),
+        Err(kept) => (Tree { kept: Some(kept), ..tree }, false),
+    }
+}
+
+/// Whether each agent that has a repository can work on it.
+pub async fn check_all(agents: &[AgentSettings], home: &Path, host: &[(String, String)]) -> Vec<Checked> {
+    let mut checked = Vec::new();
+    for agent in agents.iter().filter(|agent| !agent.repo.is_empty()) {
+        let trees = environment(host).and_then(|env| agent.trees(home, &env));
+        let found = match trees {
+            Ok(Some(trees)) => trees.check().await.map_err(|error| error.to_string()),
+            Ok(None) => Ok(()),
+            Err(error) => Err(error.of_agent()),
+        };
+        checked.push(Checked { agent: agent.name.clone(), repo: agent.repo.clone(), found });
+    }
+    checked
+}
+
+/// What git may have of it: nothing that an agent's settings name.
+fn environment(host: &[(String, String)]) -> Result<Environment, ConfigError> {
+    let failed =
+        |error: skep_agent::EnvironmentError| ConfigError::Value { setting: "agent", cause: error.to_string() };
+    Environment::allowed(host.iter().cloned(), &[], &[]).map_err(failed)
+}
+
+/// Why a tree stays, in a word for a table.
+pub fn word(kept: &Kept) -> String {
+    match kept {
+        Kept::Used => "in use".into(),
+        Kept::Dirty => "not committed".into(),
+        Kept::OnlyHere(n) => format!("{n} only here"),
+        Kept::Unknown(why) => why.clone(),
+    }
+}
