@@ -75,10 +75,6 @@ impl Queue {
                 row.fence = Some(epoch);
                 row.attempts += 1;
                 row.enter(State::Queued, now, "the harness stopped during its turn");
-                if row.attempts >= queue.settings.attempts_max {
-                    queue.bury(row, now, "the harness stopped during each of its turns", &mut out);
-                    continue;
-                }
                 out.push(Effect::Store(row.clone()));
             }
             queue.hold(row);
@@ -431,6 +427,15 @@ impl Queue {
         }
         while self.lanes.busy() < self.settings.parallel.max(1) {
             let Some(row) = self.lanes.start_next(now) else { return };
+            // Its last turn ended with the harness. Only who leads gives up: another may have answered it since.
+            if row.attempts >= self.settings.attempts_max {
+                let Row { message: Message { id, channel, .. }, .. } = row.clone();
+                self.lanes.free(&channel);
+                if let Some(row) = self.lanes.remove(&id) {
+                    self.bury(row, now, "the harness stopped during each of its turns", out);
+                }
+                continue;
+            }
             out.push(Effect::Prompt { message: row.message.clone(), attempt: row.attempts + 1, after: row.fence });
         }
     }

@@ -156,7 +156,7 @@ impl<D: Door + 'static> Desk<D> {
             asked_lead_at: 0,
             is_caught_up: setup.has_leases,
             pauses: super::pause::pauses(&setup.store)?,
-            hears_owner: setup.audience.owner.is_none() || !setup.has_leases || setup.hears_owner,
+            hears_owner: !setup.has_leases || setup.hears_owner,
             answered: BTreeMap::new(),
             told: BTreeMap::new(),
             live: BTreeMap::new(),
@@ -335,6 +335,9 @@ impl<D: Door + 'static> Desk<D> {
                 };
                 if matches!(row.state, State::Answered { .. }) {
                     return Ok(Err("it is answered already".into()));
+                }
+                if self.queue.knows(&id) {
+                    return Ok(Ok("it is not over: it waits, or is being answered".into()));
                 }
                 // Whom a loop stopped may go on with the message that the owner lets in.
                 if row.state == State::Refused {

@@ -63,20 +63,19 @@ impl<D: Door + 'static> Desk<D> {
 
     /// The same of a sealed message, which another instance may know by another wrap.
     pub(super) fn own_sealed_word(&mut self, copy: &Letter, told: Told) -> Result<(), StoreError> {
-        let mut ids = Told::names(copy);
+        let ids = Told::names(copy);
         let Some(said) = ids.last().copied() else { return Ok(()) };
-        ids.extend(self.wraps_of(&said, copy)?);
-        ids.sort();
-        ids.dedup();
-        let mut is_known = false;
-        for id in ids.into_iter().filter(|id| *id != said) {
-            if self.setup.store.message(&id)?.is_some() {
-                is_known = true;
-                self.told_elsewhere(&id, told.clone())?;
+        // A message has one row. By its name where we have the same wrap; else each that waits is looked into.
+        for id in &ids {
+            if self.setup.store.message(id)?.is_some() {
+                return self.told_elsewhere(id, told);
             }
         }
-        // Of the old form, which has one name, or of one that is still to come.
-        if is_known { Ok(()) } else { self.told_elsewhere(&said, told) }
+        match self.wraps_of(&said, copy)?.first() {
+            Some(id) => self.told_elsewhere(id, told),
+            // It is still to come.
+            None => self.told_elsewhere(&said, told),
+        }
     }
 
     pub(super) fn told_elsewhere(&mut self, id: &EventId, told: Told) -> Result<(), StoreError> {
@@ -91,7 +90,7 @@ impl<D: Door + 'static> Desk<D> {
             return Ok(());
         };
         let Some(row) = row_of(&message.state) else { return Ok(()) };
-        if told.state == State::Queued && row.state == State::Refused {
+        if told.state == State::Queued && row.state == State::Refused && told.at > row.told_at {
             self.loops.allow(self.me, &row.message.from);
         }
         self.tell_queue(queue::Input::ToldElsewhere { row, told })?;

@@ -1,6 +1,6 @@
 //! What an event is to this agent, and whether its author may prompt.
 
-use skep_core::audience::{Asker, Fact, Place, Verdict};
+use skep_core::audience::{Asker, Fact, Loop, Place, Verdict};
 use skep_core::door::Door;
 use skep_core::permit::{Answer, Effect as Permit, Nonce};
 use skep_core::{queue, turn};
@@ -170,8 +170,9 @@ impl<D: Door + 'static> Desk<D> {
             }
             Verdict::AskOwner(why) => {
                 let reason = why.to_string();
-                // Each instance counts by itself, and who leads is heard.
-                self.tell_queue(match self.is_prompter() {
+                // Each instance counts turns by itself, and who leads is heard; hops it reads from the message.
+                let is_told = why == Loop::Pair && self.is_prompter();
+                self.tell_queue(match is_told {
                     true => queue::Input::Stopped { id, reason },
                     false => queue::Input::Refused { id, reason },
                 })?;

@@ -293,14 +293,17 @@ async fn tell_caught_up(
     stop.run_until_cancelled(tell).await;
 }
 
-/// Tells the driver whether what the owner says is heard. While the link to the home relay is not up, no turn begins: a
-/// lease may be had all the same, and what the owner said meanwhile is not known. A relay that serves no subscription is
-/// not waited for.
+/// Tells the driver whether all is heard that was said: by the owner, and by the agent's other instances. Until the link
+/// to the home relay has handed over what came meanwhile, no turn begins: a lease may be had all the same, for a message
+/// that another instance has ended. A relay that serves no subscription is not waited for.
 async fn tell_hearing(mut home: watch::Receiver<Connection>, inputs: mpsc::WeakSender<Input>, stop: CancellationToken) {
     let tell = async {
         let mut told = false;
         loop {
-            let hears = !matches!(*home.borrow_and_update(), Connection::Connecting | Connection::Waits { .. });
+            let hears = !matches!(
+                *home.borrow_and_update(),
+                Connection::Connecting | Connection::CatchingUp | Connection::Waits { .. }
+            );
             if hears != told {
                 let Some(inputs) = inputs.upgrade() else { return };
                 if inputs.send(Input::HearsOwner(hears)).await.is_err() {

@@ -11,9 +11,8 @@ use std::time::Duration;
 use skep_agent::driver::Input;
 use skep_core::door::Accepted;
 use skep_core::leader::Role;
-use skep_proto::lease::Claim;
 use skep_proto::time::UnixMs;
-use skep_proto::{EventId, Kind, Prefix, RawEvent, Refusal, limits};
+use skep_proto::{EventId, Prefix, Refusal, limits};
 use skep_store::agent::{Delivery, Outgoing};
 use skep_store::{AgentStore, StoreError};
 use tokio::sync::{Notify, mpsc, watch};
@@ -119,7 +118,7 @@ impl Post {
             }
             for outgoing in due {
                 let id = outgoing.event.id;
-                let delivery = match expired(&outgoing).or(self.hold_back(&outgoing.event).await) {
+                let delivery = match expired(&outgoing).or(self.hold_back(&outgoing).await) {
                     Some(delivery) => delivery,
                     None => match self.door.send(outgoing.event).await {
                         Ok(verdict) => judge(&verdict, outgoing.tries),
@@ -133,12 +132,9 @@ impl Post {
 
     /// An answer is sent by the one who leads. Whoever was stopped, and lost the lead meanwhile, must not answer beside
     /// the one who has it; until that is clear, the answer waits. A relay with leases sees to it by itself.
-    async fn hold_back(&self, event: &RawEvent) -> Option<Delivery> {
+    async fn hold_back(&self, outgoing: &Outgoing) -> Option<Delivery> {
         let lead = self.lead.as_ref()?;
-        // What is in a wrap is not seen from outside.
-        let is_answer =
-            event.kind == Kind::GIFT_WRAP || matches!(Claim::from_event(event), Some(Ok(claim)) if claim.is_final);
-        if !is_answer || lead.may_act().await {
+        if !outgoing.is_reply || lead.may_act().await {
             return None;
         }
         let is_with_another = matches!(lead.standing().borrow().role, Role::Follows(Some(_)));

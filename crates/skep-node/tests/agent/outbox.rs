@@ -13,7 +13,7 @@ use skep_proto::lease::{Claim, Resource};
 use skep_proto::time::Moment;
 use skep_proto::{Draft, Filter, Kind, RawEvent};
 use skep_store::AgentStore;
-use skep_store::agent::Delivery;
+use skep_store::agent::{Delivery, Hold, TurnEnd};
 use tokio::sync::{mpsc, watch};
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
@@ -135,7 +135,9 @@ async fn where_no_relay_sees_to_it_an_answer_is_not_sent_beside_the_one_who_lead
     let claim = Claim { resource, epoch: 1, is_final: true };
     let answer = hive.agent.sign(Draft::new(Kind::NOTE, unix_now(), "an answer").tag(claim.tag())).raw().clone();
     let word = hive.reply("not an answer");
-    posted.put(&[answer.clone(), word.clone()]);
+    let (reply, relays) = (std::slice::from_ref(&answer), std::slice::from_ref(&posted.relay));
+    posted.store.end_turn("t", &TurnEnd::default(), (reply, Hold::Nothing), &[], relays, &[]).unwrap();
+    posted.put(std::slice::from_ref(&word));
     let mut told = Vec::new();
     while told.len() < 2 {
         told.extend(

@@ -12,6 +12,8 @@ pub struct Outgoing {
     pub event: RawEvent,
     /// Ephemeral: worth nothing later, dropped first.
     pub is_passing: bool,
+    /// Part of a turn's reply.
+    pub is_reply: bool,
     /// Failed tries so far.
     pub tries: u32,
 }
@@ -99,14 +101,15 @@ impl AgentStore {
 
     /// What is to be sent to a relay now, in the order it was made.
     pub fn due(&self, relay: &str, now_ms: u64, most: u32) -> Result<Vec<Outgoing>, StoreError> {
-        let select = "SELECT o.event, o.is_passing, d.tries FROM deliveries d JOIN outbox o USING (id)
+        let select =
+            "SELECT o.event, o.is_passing, o.held_by IS NOT NULL, d.tries FROM deliveries d JOIN outbox o USING (id)
             WHERE d.state = 'waiting' AND d.relay = ? AND d.due_ms <= ? ORDER BY o.n LIMIT ?";
         self.read(|db| {
             let mut select = db.prepare_cached(select)?;
             let rows = select.query_map(params![relay, now_ms, most], |row| {
                 let event: String = row.get(0)?;
-                let (is_passing, tries) = (row.get(1)?, row.get(2)?);
-                Ok(serde_json::from_str(&event).ok().map(|event| Outgoing { event, is_passing, tries }))
+                let (is_passing, is_reply, tries) = (row.get(1)?, row.get(2)?, row.get(3)?);
+                Ok(serde_json::from_str(&event).ok().map(|event| Outgoing { event, is_passing, is_reply, tries }))
             })?;
             rows.filter_map(Result::transpose).collect()
         })

@@ -8,7 +8,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
 use crate::load_harness::{Client, Relay, dial};
-use crate::{UNHURRIED, alone, cut, notes, publish_all, report, until};
+use crate::{UNHURRIED, alone, cut, notes, publish_all, report, until, until_at_rest};
 
 const NOTES: u64 = 200;
 const NOTE_BYTES: usize = 200 * limits::KIB;
@@ -40,6 +40,7 @@ async fn an_answer_of_any_size_comes_whole_and_a_reader_that_stops_is_cut_and_ho
     assert!(whole.len() > NOTES as usize * NOTE_BYTES, "{} bytes", whole.len());
     assert_eq!(events(&whole), (NOTES as usize, true));
 
+    until_at_rest(&relay).await;
     let before = relay.memory_kib("RssAnon");
     let mut stalled = Vec::new();
     for _ in 0..STALLED {

@@ -18,7 +18,8 @@ mod raw;
 mod readers;
 mod slow;
 
-use std::io::Write;
+use std::fs::File;
+use std::io::{Read as _, Write};
 use std::time::Duration;
 
 use load_harness::{Client, Relay, keys, now, publication};
@@ -75,6 +76,19 @@ async fn until(what: &str, seconds: u64, mut is_true: impl AsyncFnMut() -> bool)
     };
     let waited = tokio::time::timeout(Duration::from_secs(seconds), waiting).await;
     assert!(waited.is_ok(), "{what}: not within {seconds} s");
+}
+
+/// Waits until everything was carried from the log into the index, which takes memory: one log, and nothing in it.
+async fn until_at_rest(relay: &Relay) {
+    until("the store is at rest", 60, async || {
+        let entries = std::fs::read_dir(relay.place.path().join("data")).unwrap().map(|entry| entry.unwrap());
+        let logs: Vec<_> = entries.filter(|entry| entry.file_name().to_string_lossy().starts_with("log-")).collect();
+        let [log] = logs.as_slice() else { return false };
+        let mut head = [0xff; 16];
+        let read = File::open(log.path()).and_then(|mut log| log.read_exact(&mut head));
+        read.is_ok() && head == [0; 16]
+    })
+    .await;
 }
 
 /// How often connections were cut for a reason.

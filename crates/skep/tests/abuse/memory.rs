@@ -7,7 +7,7 @@ use skep_proto::{Draft, Kind};
 
 use crate::load_harness::{Client, Relay, dial, keys, now};
 use crate::raw::{Raw, TEXT};
-use crate::{UNHURRIED, alone, notes, publish_all, report, until};
+use crate::{UNHURRIED, alone, notes, publish_all, report, until, until_at_rest};
 
 const KIB: usize = 1024;
 
@@ -36,6 +36,7 @@ async fn warm() -> (Relay, Client) {
     let relay = Relay::start(&format!("{UNHURRIED}connections_per_ip = 1000\n"));
     let mut publisher = Client::connect(&relay).await;
     publish_all(&mut publisher, &notes(400, 200 * KIB)).await;
+    until_at_rest(&relay).await;
     (relay, publisher)
 }
 

@@ -186,6 +186,28 @@ fn a_dead_letter_of_one_machine_is_dead_on_another_until_it_is_tried_again() {
     two.try_again(&first, None);
 }
 
+/// The word is among what the relay kept meanwhile, and nobody else is there who leads.
+#[test]
+fn one_that_was_down_when_the_owner_cancelled_hears_of_it_before_it_begins_anything() {
+    let mut two = Two::new(65, "wait");
+    let (first, next) = (two.note("first"), two.note("next"));
+    two.hive.start(0);
+    two.hive.until_led();
+    two.hive.start(1);
+    two.send(&first);
+    until("the first works on it", || two.runs_of("first") == 1);
+    until("the second has it", || two.state(1, &first.id) == "queued");
+    two.hive.kill(1);
+    two.cancel(&format!("notes:{}", pubkey(&member())));
+    two.until_told(0, &first.id, "refused");
+    two.hive.stop(0);
+    two.set("answer");
+    two.send(&next);
+    two.hive.start(1);
+    until("what comes next is answered", || two.state(1, &next.id) == "answered");
+    assert_eq!((two.state(1, &first.id).as_str(), two.runs_of("first")), ("refused", 1));
+}
+
 #[test]
 fn a_retry_where_an_instance_follows_is_done_by_the_one_that_leads() {
     let mut two = Two::new(64, "wait");

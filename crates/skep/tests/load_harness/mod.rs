@@ -27,7 +27,8 @@ pub struct Relay {
     child: Child,
     /// Held open: a relay whose stdout is closed could fail at its last line.
     _stdout: ChildStdout,
-    place: tempfile::TempDir,
+    /// Its home, with `data` in it.
+    pub place: tempfile::TempDir,
     pub address: SocketAddr,
     pub key: String,
 }
