@@ -5,7 +5,8 @@
 //! runs besides is counted there.
 //! Must not: take an unknown cost for nothing, or let a turn begin on money that another has set aside.
 //!
-//! A day is a UTC day; an hour is the last 3,600 s.
+//! A day is a UTC day; an hour is the last 3,600 s. Where nothing is known yet a turn takes a tenth of a day
+//! ([`limits::BLIND_TURNS_A_DAY`]) of each account, its agent's own as well.
 
 mod account;
 mod shared;
@@ -17,10 +18,27 @@ use skep_proto::time::Moment;
 use skep_proto::{PubKey, Timestamp, limits};
 
 pub use account::{Amount, Charge};
-pub use shared::{Entry, Shared};
+pub use shared::{Change, End, Entry, Shared, Start};
 
 use crate::turn::TurnId;
-use account::{Account, DAY_SECS, Short};
+use account::{Account, Short};
+
+/// Seconds of a day, which is what is limited.
+pub const DAY_SECS: u64 = 86_400;
+const HOUR_SECS: u64 = 3_600;
+
+/// From when on what was spent matters: of today, and of the last hour.
+pub fn counted_since(now: Timestamp) -> Timestamp {
+    (now / DAY_SECS * DAY_SECS).min(now.saturating_sub(HOUR_SECS))
+}
+
+/// From when on a turn that was not seen to end matters: it may still run.
+pub fn open_since(now: Timestamp) -> Timestamp {
+    counted_since(now).min(now.saturating_sub(TURN_SECS_MAX))
+}
+
+/// No turn is longer.
+const TURN_SECS_MAX: u64 = limits::TURN_MS_MAX / 1_000;
 
 /// Millionths of a US dollar: sums of them are exact.
 pub type MicroUsd = u64;
@@ -114,21 +132,38 @@ impl Budget {
     /// A turn of before this start, oldest first: when it began, what it was charged with, what of that was known.
     pub fn restore(&mut self, began: Timestamp, charge: &Charge, known: Spent) {
         for scope in charge.scopes() {
+            let amount = charge.amount(&scope);
             let account = self.accounts.entry(scope).or_default();
             account.begin(began);
-            account.settle(charge, charge.spent);
+            account.settle(charge.at, amount);
             account.remember(known.usd.and_then(micros), known.tokens);
         }
+    }
+
+    /// A turn of before this start whose end nobody saw, by what was set aside for it.
+    pub fn restore_lost(&mut self, began: Timestamp, reserved: &Charge) {
+        let charge = reserved.settled(reserved.at, Spent::default(), |scope| self.limits_of(scope));
+        self.restore(began, &charge, Spent::default());
+    }
+
+    fn limits_of(&self, scope: &Scope) -> Limits {
+        self.limits.get(scope).copied().unwrap_or_default()
     }
 
     /// A turn of before this look that still runs: what is set aside for it stays so.
     fn take_up(&mut self, turn: TurnId, began: Timestamp, charge: Charge) {
         for scope in charge.scopes() {
+            let amount = charge.amount(&scope);
             let account = self.accounts.entry(scope).or_default();
             account.pass_time(began);
-            account.reserve(&charge);
+            account.reserve(charge.at, amount);
         }
         self.reserved.insert(turn, charge);
+    }
+
+    /// The turns that something is set aside for.
+    pub fn open_turns(&self) -> Vec<TurnId> {
+        self.reserved.keys().cloned().collect()
     }
 
     /// What is set aside for a turn.
@@ -144,18 +179,21 @@ impl Budget {
         agent: PubKey,
         task: Option<String>,
     ) -> Result<(), Exhausted> {
-        let mut charge = Charge { agent, task, at: now, spent: Amount::default() };
+        let mut charge = Charge { agent, task, at: now, spent: Amount::default(), of_task: None };
         self.forget_tasks(&charge);
         for scope in charge.scopes() {
             let account = self.accounts.entry(scope.clone()).or_default();
             account.pass_time(now);
             let limits = self.limits.get(&scope).copied().unwrap_or_default();
-            let wanted = account.check(now, &limits);
-            let wanted = wanted.map_err(|short| self.exhausted(now, scope, short))?;
-            charge.spent = charge.spent.max(wanted);
+            match (account.check(now, &limits), &scope) {
+                (Ok(wanted), Scope::Task(_)) => charge.of_task = Some(wanted),
+                (Ok(wanted), _) => charge.spent = charge.spent.max(wanted),
+                (Err(short), _) => return Err(self.exhausted(now, scope, short)),
+            }
         }
         for scope in charge.scopes() {
-            self.accounts.entry(scope).or_default().reserve(&charge);
+            let amount = charge.amount(&scope);
+            self.accounts.entry(scope).or_default().reserve(now, amount);
         }
         self.reserved.insert(turn.clone(), charge);
         Ok(())
@@ -183,26 +221,28 @@ impl Budget {
         charge.scopes().into_iter().find(is_over)
     }
 
-    /// A turn ended. What is not known of it is what was set aside for it. Gives what to store.
+    /// A turn ended. What is not known of it is what was set aside for it, but no more than a turn takes of a day of which
+    /// nothing is known. Gives what to store.
     pub fn settle(&mut self, now: Timestamp, turn: &TurnId, spent: Spent) -> Option<Charge> {
         let reserved = self.reserved.remove(turn)?;
-        let charge = reserved.settled(now, spent);
+        let charge = reserved.settled(now, spent, |scope| self.limits_of(scope));
         for scope in charge.scopes() {
+            let (aside, amount) = (reserved.amount(&scope), charge.amount(&scope));
             let account = self.accounts.entry(scope).or_default();
             account.pass_time(now);
-            account.release(&reserved);
-            account.settle(&charge, charge.spent);
+            account.release(aside);
+            account.settle(now, amount);
             account.remember(spent.usd.and_then(micros), spent.tokens);
         }
         Some(charge)
     }
 
-    /// A turn that was reserved for never began: it cost nothing, and was none.
+    /// A turn that was reserved for never began, or ended before its backend said anything: it cost nothing, and was none.
     pub fn cancel(&mut self, turn: &TurnId) {
         let Some(reserved) = self.reserved.remove(turn) else { return };
         for scope in reserved.scopes() {
             if let Some(account) = self.accounts.get_mut(&scope) {
-                account.release(&reserved);
+                account.release(reserved.amount(&scope));
                 account.forget_turn(reserved.at);
             }
         }

@@ -47,6 +47,7 @@ pub struct Turn {
     is_cut: bool,
     session: Option<Session>,
     observed: Observed,
+    has_spoken: bool,
     is_over: bool,
 }
 
@@ -71,6 +72,7 @@ impl Turn {
             is_cut: false,
             session,
             observed: Observed::default(),
+            has_spoken: false,
             is_over: false,
         };
         let started = TurnStarted { triggering_event_ids: triggers, attempt };
@@ -81,6 +83,11 @@ impl Turn {
     /// What it has used so far, as far as it was told.
     pub fn observed(&self) -> &Observed {
         &self.observed
+    }
+
+    /// Whether its backend gave anything back for the prompt: a word, a thought, a tool, a question, or what it used.
+    pub fn has_spoken(&self) -> bool {
+        self.has_spoken
     }
 
     /// Whether it was told to end, and has not yet.
@@ -99,6 +106,11 @@ impl Turn {
             return out;
         }
         self.progress_ms = self.progress_ms.max(now_ms);
+        self.has_spoken |= match &said {
+            Said::Text(piece) => !piece.is_empty(),
+            Said::Thought(_) | Said::Tool(_) | Said::Ask(_) | Said::Usage(_) | Said::Speed(_) => true,
+            Said::Ready(_) | Said::Noise(_) | Said::Frame { .. } | Said::Ended(_) | Said::Gone(_) => false,
+        };
         match said {
             Said::Ready(session) => self.ready(session, &mut out),
             Said::Text(piece) => self.append(&piece),

@@ -205,6 +205,13 @@ pub const MEMBERS_MAX: usize = 4_096;
 /// Settled turns whose median estimates the next one.
 pub const ESTIMATE_TURNS_MAX: usize = 20;
 
+/// The part of a day's limit that a turn takes at most while nobody knows what turns cost: one of ten. Ten agents may
+/// begin beside each other then, and one that never says what it used has ten turns a day.
+pub const BLIND_TURNS_A_DAY: u64 = 10;
+
+/// Turns of before today that a home's ledger keeps for the estimate: 2,000 x about 400 bytes are 800 KB, and 100 tasks.
+pub const LEDGER_KEPT_MAX: u32 = 2_000;
+
 /// Bytes of a task's name in a message: as long as an address of a repository's issue, say.
 pub const TASK_BYTES_MAX: usize = 256;
 

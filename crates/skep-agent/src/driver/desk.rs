@@ -500,6 +500,9 @@ impl<D: Door + 'static> Desk<D> {
         self.introduce()?;
         self.close_idle();
         self.tell_role_again();
+        if let Some(purse) = &self.setup.purse {
+            purse.tick(self.unix_now());
+        }
         self.send_frames();
         Ok(())
     }
@@ -531,6 +534,7 @@ impl<D: Door + 'static> Desk<D> {
             }
         }
         self.end_turns()?;
+        self.give_back_rest();
         self.tell_queue(queue::Input::Leading(false))?;
         let tasks: Vec<_> = std::mem::take(&mut self.live).into_values().map(Live::into_task).collect();
         for task in tasks {

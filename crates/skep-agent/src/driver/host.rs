@@ -1,7 +1,7 @@
 //! What an instance is given of its machine: the time, randomness, the word on whether it leads, and a look at its relay.
 
 use futures_util::future::BoxFuture;
-use skep_core::budget::{Exhausted, Shared, Spent};
+use skep_core::budget::{Exhausted, Shared, Spent, Start};
 use skep_core::turn::TurnId;
 use skep_proto::time::UnixMs;
 use skep_proto::{Filter, PubKey, RawEvent, Timestamp};
@@ -33,15 +33,22 @@ pub trait Library: Send + Sync {
     fn relay_key(&self) -> BoxFuture<'static, Option<Option<PubKey>>>;
 }
 
-/// The budget that agents of this home have in common. Each call is one durable step; a lost one costs what was set aside.
+/// The budget that agents of this home have in common. Each call is one durable step. An end that could not be written is
+/// kept, and written with the next call that works; what is lost with the process is known from its records at its start.
 pub trait Purse: Send + Sync {
     fn limits(&self) -> Shared;
+
+    /// An instance starts, with what its records know of the turns before: what was set aside for others never began.
+    fn take_up(&self, start: Start);
 
     /// Sets aside what a turn may cost.
     fn reserve(&self, now: Timestamp, turn: &TurnId, agent: PubKey, task: Option<&str>) -> Result<(), Refused>;
 
     /// A turn ended; `None`: it cost nothing, and was none.
     fn settle(&self, now: Timestamp, turn: &TurnId, spent: Option<Spent>);
+
+    /// Time passed: what could not be written is tried again.
+    fn tick(&self, now: Timestamp);
 }
 
 /// Why a turn may not begin by the common budget.

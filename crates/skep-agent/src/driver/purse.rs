@@ -5,40 +5,50 @@
 //! Must not: let a turn begin that the budget does not allow, or tell the owner the same thing twice a day.
 
 use skep_core::backend::{BackendError, Said};
-use skep_core::budget::{Budget, Charge, Exhausted, Limits, Scope, Shared, Spent};
+use skep_core::budget::{self, Budget, Charge, DAY_SECS, End, Exhausted, Limits, Scope, Shared, Spent, Start};
 use skep_core::door::Door;
 use skep_core::prompt::Relation;
 use skep_core::queue::{self, Ended, NotStarted};
 use skep_core::turn::{Cancel, TurnId};
 use skep_proto::agent::metering::TurnMetric;
 use skep_proto::lease::Epoch;
-use skep_proto::{PubKey, RawEvent, Timestamp, thread};
+use skep_proto::{PubKey, RawEvent, Timestamp, limits, thread};
 use skep_store::StoreError;
+use skep_store::agent::TurnEnd;
 
 use super::Refused;
 use super::Setup;
 use super::desk::{Desk, Prompt};
 
-const DAY_SECS: u64 = 86_400;
-
 /// Milliseconds until a ledger that could not be used is tried again.
 const UNUSABLE_MS: u64 = 30_000;
 
-/// What the records say about today, and about the last hour.
+/// What the records say about today and the last hour, and what turns cost before. The common budget is told how turns
+/// ended, as far as it does not know.
 pub(super) fn restore(setup: &Setup, me: PubKey, now: Timestamp) -> Result<Budget, StoreError> {
     let mut budget = Budget::new();
     budget.set(Scope::Agent(me), setup.budget);
     budget.set(Scope::Fleet, per_turn(shared(setup).fleet));
-    let since = (now / DAY_SECS * DAY_SECS).min(now.saturating_sub(3_600));
-    for row in setup.store.turns_since(since)? {
-        let text = match &row.end {
-            Some(end) => end.charge.as_ref(),
-            // Nobody saw its end: it costs what was set aside.
-            None => row.reserved.as_ref(),
-        };
-        let Some(charge) = text.and_then(|text| serde_json::from_str::<Charge>(text).ok()) else { continue };
-        let metric = row.end.and_then(|end| TurnMetric::from_json(&end.metric?).ok());
-        budget.restore(row.started_at, &charge, spent(metric.as_ref()));
+    let since = budget::open_since(now);
+    let newest = setup.store.newest_turns(limits::ESTIMATE_TURNS_MAX as u32)?;
+    let older = newest.into_iter().rev().filter(|row| row.started_at < since);
+    let mut ends = Vec::new();
+    for row in older.chain(setup.store.turns_since(since)?) {
+        let is_seen = row.end.is_some();
+        let end = row.end.unwrap_or_else(|| TurnEnd { at: row.started_at, charge: row.reserved, ..TurnEnd::default() });
+        let known = spent(end.metric.and_then(|metric| TurnMetric::from_json(&metric).ok()).as_ref());
+        let charge = end.charge.and_then(|charge| serde_json::from_str::<Charge>(&charge).ok());
+        // One whose end nobody saw costs something.
+        let is_charged = charge.is_some() || !is_seen;
+        ends.push(End { turn: TurnId(row.turn), at: end.at, spent: is_charged.then_some(known) });
+        match charge {
+            Some(charge) if is_seen => budget.restore(row.started_at, &charge, known),
+            Some(reserved) => budget.restore_lost(row.started_at, &reserved),
+            None => {}
+        }
+    }
+    if let Some(purse) = &setup.purse {
+        purse.take_up(Start { agent: me, now, ends });
     }
     Ok(budget)
 }
@@ -104,6 +114,11 @@ impl<D: Door + 'static> Desk<D> {
         }
     }
 
+    /// The harness stops and no turn runs: what else is set aside is for turns that will not begin.
+    pub(super) fn give_back_rest(&mut self) {
+        self.budget.open_turns().iter().for_each(|turn| self.give_back(turn));
+    }
+
     /// The task that a message is about, by one who may say so: the owner, or an agent of theirs.
     pub(super) fn task_of(&self, letter: &RawEvent) -> Option<String> {
         let is_believed = matches!(self.relation(letter), Relation::Owner | Relation::Sibling);
@@ -134,14 +149,23 @@ impl<D: Door + 'static> Desk<D> {
         self.budget.reserved(turn).and_then(|charge| serde_json::to_string(charge).ok())
     }
 
-    /// A turn ended: what it is charged with. Nothing, when it was not even begun.
-    pub(super) fn settle(&mut self, turn: &TurnId, how: &Ended, metric: Option<&TurnMetric>) -> Option<String> {
-        let Ended::Failed(error) = how else { return self.charge(turn, metric) };
-        let is_refused = matches!(
-            error,
-            BackendError::Auth(_) | BackendError::Quota(_) | BackendError::Busy { .. } | BackendError::Place(_)
-        );
-        if is_refused && metric.is_none() {
+    /// A turn ended: what it is charged with. Nothing, when its backend was refused, or came to nothing before it said
+    /// anything.
+    pub(super) fn settle(
+        &mut self,
+        turn: &TurnId,
+        how: &Ended,
+        has_spoken: bool,
+        metric: Option<&TurnMetric>,
+    ) -> Option<String> {
+        let is_free = match how {
+            Ended::Answered(_) => false,
+            Ended::Failed(
+                BackendError::Auth(_) | BackendError::Quota(_) | BackendError::Busy { .. } | BackendError::Place(_),
+            ) => true,
+            Ended::Failed(_) | Ended::Cancelled(_) | Ended::Stuck | Ended::TooLong => !has_spoken,
+        };
+        if is_free && metric.is_none() {
             self.give_back(turn);
             return None;
         }

@@ -320,7 +320,7 @@ impl<D: Door + 'static> Desk<D> {
             false => Hold::Nothing,
         };
         let mut others: Vec<RawEvent> = metric.as_ref().and_then(|metric| self.bill(metric)).into_iter().collect();
-        let charge = self.settle(&turn.id, &how, metric.as_ref());
+        let charge = self.settle(&turn.id, &how, turn.machine.has_spoken(), metric.as_ref());
         let end = TurnEnd {
             charge,
             at: self.unix_now(),

@@ -10,7 +10,7 @@ use skep_agent::driver::{Purse, Refused};
 use skep_agent::openai::OpenAi;
 use skep_agent::tools::{Tool, ToolAnswer, Toolbox};
 use skep_core::backend::ToolKind;
-use skep_core::budget::{Exhausted, Limit, Limits, Scope, Shared, Spent};
+use skep_core::budget::{End, Exhausted, Limit, Limits, Scope, Shared, Spent, Start};
 use skep_core::meter::{Price, PriceTable};
 use skep_core::turn::TurnId;
 
@@ -187,6 +187,20 @@ async fn a_turn_that_costs_more_than_one_may_is_ended_and_says_so() {
 struct Common {
     refusals: Mutex<VecDeque<Refused>>,
     asked: Mutex<Vec<String>>,
+    /// What the last start knew.
+    known: Mutex<Vec<End>>,
+}
+
+impl Common {
+    async fn until(&self, wanted: &[&str]) {
+        let heard = async {
+            while self.asked.lock().unwrap().as_slice() != wanted {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        };
+        let heard = tokio::time::timeout(Duration::from_secs(30), heard).await;
+        heard.unwrap_or_else(|_| panic!("{:?}", self.asked.lock().unwrap()));
+    }
 }
 
 impl Purse for Common {
@@ -208,6 +222,12 @@ impl Purse for Common {
         let what = if spent.is_some() { "settle" } else { "give back" };
         self.asked.lock().unwrap().push(what.into());
     }
+
+    fn take_up(&self, start: Start) {
+        *self.known.lock().unwrap() = start.ends;
+    }
+
+    fn tick(&self, _: u64) {}
 }
 
 #[tokio::test]
@@ -252,4 +272,71 @@ async fn the_common_budget_is_asked_before_a_turn_and_told_after_it_with_the_tas
     assert_eq!(replies.iter().map(|reply| reply.tags.single("task")).collect::<Vec<_>>(), [Some("T1"), None, None]);
     let asked = common.asked.lock().unwrap().clone();
     assert_eq!(asked, ["reserve T1", "settle", "reserve -", "settle", "reserve -", "settle"]);
+}
+
+#[tokio::test]
+async fn a_turn_that_came_to_nothing_before_its_backend_said_anything_costs_nothing() {
+    for (backend, wanted) in [
+        (script("cat >/dev/null; exit 3"), ["reserve -", "give back"]),
+        (script("cat >/dev/null; echo done"), ["reserve -", "settle"]),
+    ] {
+        let (dir, relay, common) =
+            (tempfile::tempdir().unwrap(), Arc::new(Relay::default()), Arc::new(Common::default()));
+        let setup = setup(dir.path(), "a", backend);
+        let queue = queue::Settings { attempts_max: 1, ..setup.queue };
+        let budget = Limits { tokens_per_day: Some(1_000), ..Limits::default() };
+        let instance = prompter(Setup { purse: Some(common.clone()), queue, budget, ..setup }, &relay).await;
+        ask(&instance, "work").await;
+        common.until(&wanted).await;
+        let end = async {
+            loop {
+                match instance.store.newest_turns(1).unwrap().pop().and_then(|turn| turn.end) {
+                    Some(end) => return end,
+                    None => tokio::time::sleep(Duration::from_millis(10)).await,
+                }
+            }
+        };
+        let end = tokio::time::timeout(Duration::from_secs(30), end).await.unwrap();
+        assert_eq!(end.charge.is_some(), wanted[1] == "settle", "{end:?}");
+    }
+}
+
+#[tokio::test]
+async fn what_is_set_aside_for_a_turn_that_is_about_to_begin_is_given_back_at_a_stop() {
+    let (dir, relay, common) = (tempfile::tempdir().unwrap(), Arc::new(Relay::default()), Arc::new(Common::default()));
+    let shelf = Arc::new(Shelf::default());
+    // What was said before is waited for, for a while: the turn cannot begin yet.
+    shelf.is_silent.store(true, Ordering::Relaxed);
+    let setup = setup(dir.path(), "a", script("cat >/dev/null; echo done"));
+    let instance = prompter(Setup { purse: Some(common.clone()), library: shelf, ..setup }, &relay).await;
+    let draft = Draft::new(Kind::CHAT, now(), "hello").tag(["p", &pubkey(AGENT).to_hex()]).tag(["h", "team"]);
+    instance.event(draft.sign(&keys(OWNER), &[0; 32]).raw()).await;
+    common.until(&["reserve -"]).await;
+    instance.pump.abort();
+    let Instance { inputs, driver, store, .. } = instance;
+    drop(inputs);
+    tokio::time::timeout(Duration::from_secs(30), driver).await.unwrap().unwrap().unwrap();
+    common.until(&["reserve -", "give back"]).await;
+    assert_eq!(store.newest_turns(1).unwrap(), [], "it did not begin");
+}
+
+#[tokio::test]
+async fn a_start_tells_the_common_budget_of_turns_whose_end_nobody_saw() {
+    let (dir, relay, common) = (tempfile::tempdir().unwrap(), Arc::new(Relay::default()), Arc::new(Common::default()));
+    let start = |name: &str| {
+        let setup = setup(dir.path(), "a", script("cat >/dev/null; sleep 60"));
+        Instance::start(Setup { purse: Some(common.clone()), instance: name.into(), ..setup }, &relay)
+    };
+    let first = start("first");
+    first.tell(PROMPTER).await;
+    ask(&first, "work").await;
+    relay.wait_for(Kind::REACTION, 1).await;
+    let turn = first.store.newest_turns(1).unwrap().remove(0);
+    first.kill();
+    let second = start("second");
+    let (reply, flushed) = oneshot::channel();
+    second.tell(Input::Flushed(reply)).await;
+    flushed.await.unwrap();
+    let unseen = End { turn: TurnId(turn.turn), at: turn.started_at, spent: Some(Spent::default()) };
+    assert_eq!(*common.known.lock().unwrap(), [unseen]);
 }

@@ -5,10 +5,7 @@ use std::collections::VecDeque;
 use serde::{Deserialize, Serialize};
 use skep_proto::{PubKey, Timestamp, limits};
 
-use super::{Limit, Limits, MicroUsd, Scope, Spent, micros};
-
-pub const DAY_SECS: u64 = 86_400;
-const HOUR_SECS: u64 = 3_600;
+use super::{DAY_SECS, HOUR_SECS, Limit, Limits, MicroUsd, Scope, Spent, micros};
 
 /// Until it is asked again where turns that run may leave something.
 const ASIDE_SECS: u64 = 5;
@@ -26,10 +23,28 @@ pub struct Charge {
     pub agent: PubKey,
     pub task: Option<String>,
     pub at: Timestamp,
+    /// Of the agent's account and the fleet's.
     pub spent: Amount,
+    /// Of the task's account: a task's day is another than the fleet's. `None`: as `spent`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub of_task: Option<Amount>,
+}
+
+impl Limits {
+    /// What one turn takes at most while nobody knows what it costs; the largest number where nothing limits it.
+    fn blind(&self) -> Amount {
+        let a_day = |most: u64| most.div_ceil(limits::BLIND_TURNS_A_DAY);
+        let usd = self.usd_per_day.map(|most| a_day(limit(most)));
+        let usd = usd.into_iter().chain(self.usd_per_turn.map(limit)).min();
+        Amount { usd: usd.unwrap_or(u64::MAX), tokens: self.tokens_per_day.map_or(u64::MAX, a_day) }
+    }
 }
 
 impl Amount {
+    fn min(self, other: Self) -> Self {
+        Self { usd: self.usd.min(other.usd), tokens: self.tokens.min(other.tokens) }
+    }
+
     pub(super) fn max(self, other: Self) -> Self {
         Self { usd: self.usd.max(other.usd), tokens: self.tokens.max(other.tokens) }
     }
@@ -51,11 +66,26 @@ impl Charge {
         [Scope::Agent(self.agent)].into_iter().chain(task).chain([Scope::Fleet]).collect()
     }
 
-    /// What was set aside, made good: what is not known of it stays as it was.
-    pub(super) fn settled(&self, now: Timestamp, spent: Spent) -> Self {
-        let usd = spent.usd.and_then(micros).unwrap_or(self.spent.usd);
-        let tokens = spent.tokens.unwrap_or(self.spent.tokens);
-        Self { spent: Amount { usd, tokens }, at: now, ..self.clone() }
+    /// What the account of a scope has of it.
+    pub(super) fn amount(&self, scope: &Scope) -> Amount {
+        match scope {
+            Scope::Task(_) => self.of_task.unwrap_or(self.spent),
+            Scope::Agent(_) | Scope::Fleet => self.spent,
+        }
+    }
+
+    /// What was set aside, made good: what is not known of it is what was set aside, but no more than a turn takes of a
+    /// day of which nothing is known.
+    pub(super) fn settled(&self, now: Timestamp, spent: Spent, of: impl Fn(&Scope) -> Limits) -> Self {
+        let scopes = self.scopes();
+        let made_good = |aside: Amount, is_task: bool| {
+            let scopes = scopes.iter().filter(|scope| matches!(scope, Scope::Task(_)) == is_task);
+            let most = scopes.map(|scope| of(scope).blind()).fold(aside, Amount::min);
+            let usd = spent.usd.and_then(micros).unwrap_or(most.usd);
+            Amount { usd, tokens: spent.tokens.unwrap_or(most.tokens) }
+        };
+        let of_task = self.task.as_ref().map(|_| made_good(self.of_task.unwrap_or(self.spent), true));
+        Self { spent: made_good(self.spent, false), of_task, at: now, ..self.clone() }
     }
 }
 
@@ -109,11 +139,12 @@ impl Account {
         let per_turn = limits.usd_per_turn.map(limit);
         let left_usd = limits.usd_per_day.map(|most| self.left(limit(most), |amount| amount.usd));
         let left_tokens = limits.tokens_per_day.map(|most| self.left(most, |amount| amount.tokens));
-        // Without anything to go by, a turn may need all that is left: the first runs alone.
-        // One turn is stopped at its cap, so no more than that is set aside.
+        // Without anything to go by a turn may need all that is left; but then one agent whose turns nobody counts would
+        // stop all others. One turn is stopped at its cap, so no more than that is set aside.
+        let blind = limits.blind();
         let usual = median(&self.recent_usd).map(|usd| usd.min(per_turn.unwrap_or(u64::MAX)));
-        let usd = usual.or(per_turn).or(left_usd).unwrap_or(0);
-        let tokens = median(&self.recent_tokens).or(left_tokens).unwrap_or(0);
+        let usd = usual.unwrap_or_else(|| unknown(blind.usd, left_usd));
+        let tokens = median(&self.recent_tokens).unwrap_or_else(|| unknown(blind.tokens, left_tokens));
         // When all that run have ended there is this much more at most: then it is worth to wait for them.
         let short = |limit, wanted: u64, left: u64, aside: u64| {
             let is_aside = aside > 0 && wanted <= left.saturating_add(aside);
@@ -132,9 +163,9 @@ impl Account {
         most.saturating_sub(of(&self.spent)).saturating_sub(of(&self.reserved))
     }
 
-    pub fn reserve(&mut self, charge: &Charge) {
-        self.reserved.add(charge.spent);
-        self.begin(charge.at);
+    pub fn reserve(&mut self, at: Timestamp, amount: Amount) {
+        self.reserved.add(amount);
+        self.begin(at);
     }
 
     /// A turn began then.
@@ -142,8 +173,8 @@ impl Account {
         self.turns.push_back(at);
     }
 
-    pub fn release(&mut self, charge: &Charge) {
-        self.reserved.sub(charge.spent);
+    pub fn release(&mut self, amount: Amount) {
+        self.reserved.sub(amount);
     }
 
     pub fn forget_turn(&mut self, at: Timestamp) {
@@ -153,9 +184,9 @@ impl Account {
     }
 
     /// Counts what was used on the day it ended.
-    pub fn settle(&mut self, charge: &Charge, spent: Amount) {
-        self.pass_time(charge.at);
-        if charge.at / DAY_SECS == self.day {
+    pub fn settle(&mut self, at: Timestamp, spent: Amount) {
+        self.pass_time(at);
+        if at / DAY_SECS == self.day {
             self.spent.add(spent);
         }
     }
@@ -170,6 +201,12 @@ impl Account {
 /// A limit that is no amount lets nothing through.
 fn limit(usd: f64) -> MicroUsd {
     micros(usd).unwrap_or(0)
+}
+
+/// What is set aside where nothing is known: nothing where nothing is limited.
+fn unknown(blind: u64, left: Option<u64>) -> u64 {
+    let wanted = left.map_or(blind, |left| left.min(blind));
+    if wanted == u64::MAX { 0 } else { wanted }
 }
 
 fn keep(recent: &mut VecDeque<u64>, value: u64) {

@@ -4,7 +4,7 @@ use super::*;
 use proptest::prelude::*;
 
 const AGENT: PubKey = PubKey([1; 32]);
-const DAY: Timestamp = account::DAY_SECS;
+const DAY: Timestamp = DAY_SECS;
 
 fn budget(limits: Limits) -> Budget {
     let mut budget = Budget::new();
@@ -28,29 +28,55 @@ const USD_DAY: Limits =
     Limits { usd_per_day: Some(1.0), tokens_per_day: None, usd_per_turn: Some(0.4), turns_per_hour: None };
 
 #[test]
-fn an_estimate_is_the_cap_and_then_the_recent_median() {
+fn an_estimate_is_the_cap_or_a_tenth_of_the_day_and_then_the_recent_median() {
     let mut budget = budget(USD_DAY);
     let set_aside = |budget: &mut Budget| budget.today(0, &Scope::Agent(AGENT)).1.usd;
     assert_eq!(reserve(&mut budget, 0, 1), Ok(()));
-    assert_eq!(set_aside(&mut budget), 400_000);
+    assert_eq!(set_aside(&mut budget), 100_000);
     assert_eq!(reserve(&mut budget, 0, 2), Ok(()));
-    assert_eq!(reserve(&mut budget, 0, 3), Err(Limit::UsdPerDay), "two have set aside 0.8 of 1");
-    budget.settle(0, &turn(1), usd(0.1));
-    budget.settle(0, &turn(2), usd(0.2));
+    budget.settle(0, &turn(1), usd(0.3));
+    budget.settle(0, &turn(2), usd(0.35));
     assert_eq!(set_aside(&mut budget), 0);
     assert_eq!(reserve(&mut budget, 0, 3), Ok(()));
-    assert_eq!(set_aside(&mut budget), 200_000);
+    assert_eq!(set_aside(&mut budget), 350_000);
+    assert_eq!(reserve(&mut budget, 0, 4), Err(Limit::UsdPerDay), "0.65 are spent and 0.35 set aside of 1");
+    let mut much = self::budget(Limits { usd_per_day: Some(100.0), ..USD_DAY });
+    assert_eq!(reserve(&mut much, 0, 1), Ok(()));
+    assert_eq!(set_aside(&mut much), 400_000, "no more than one turn may cost");
 }
 
 #[test]
-fn what_is_not_known_costs_what_was_set_aside() {
+fn what_is_not_known_costs_what_was_set_aside_and_at_most_a_tenth_of_the_day() {
     let mut budget = budget(USD_DAY);
-    for n in 0..2 {
+    for n in 0..10 {
         assert_eq!(reserve(&mut budget, 0, n), Ok(()));
         let stored = budget.settle(0, &turn(n), Spent::default()).expect("it was reserved");
-        assert_eq!(stored.spent.usd, 400_000);
+        assert_eq!(stored.spent.usd, 100_000);
     }
-    assert_eq!(reserve(&mut budget, 0, 3), Err(Limit::UsdPerDay));
+    assert_eq!(reserve(&mut budget, 0, 10), Err(Limit::UsdPerDay));
+    for (known, charged) in [(0.02, 20_000), (0.35, 100_000)] {
+        let mut budget = self::budget(USD_DAY);
+        reserve(&mut budget, 0, 1).expect("the first");
+        budget.settle(0, &turn(1), usd(known));
+        reserve(&mut budget, 0, 2).expect("the second");
+        let stored = budget.settle(0, &turn(2), Spent::default()).expect("it was reserved");
+        assert_eq!(stored.spent.usd, charged, "the median, or the tenth");
+    }
+}
+
+#[test]
+fn a_turn_of_which_nothing_is_known_takes_a_tenth_of_each_account_that_pays() {
+    let tokens = |most| Limits { tokens_per_day: Some(most), ..Limits::default() };
+    let shared = Shared { fleet: tokens(10_000), task: tokens(100) };
+    let mut budget = shared.budget(10, Some("t"), []);
+    budget.reserve(10, &turn(1), AGENT, Some("t".into())).expect("the first");
+    let of = |budget: &mut Budget, scope| budget.today(10, &scope);
+    assert_eq!(of(&mut budget, Scope::Fleet).1.tokens, 1_000);
+    assert_eq!(of(&mut budget, Scope::Task("t".into())).1.tokens, 10);
+    budget.settle(10, &turn(1), Spent::default()).expect("it was reserved");
+    assert_eq!(of(&mut budget, Scope::Fleet), (Amount { usd: 0, tokens: 1_000 }, Amount::default()));
+    assert_eq!(of(&mut budget, Scope::Task("t".into())), (Amount { usd: 0, tokens: 10 }, Amount::default()));
+    budget.reserve(10, &turn(2), AGENT, Some("t".into())).expect("there is enough for others");
 }
 
 #[test]
@@ -73,23 +99,23 @@ fn a_new_day_begins_with_nothing_spent() {
 }
 
 #[test]
-fn without_anything_to_go_by_the_first_turn_runs_alone() {
+fn without_anything_to_go_by_ten_turns_may_run_beside_each_other() {
     let mut budget = budget(Limits { tokens_per_day: Some(1_000), ..Limits::default() });
-    assert_eq!(reserve(&mut budget, 0, 1), Ok(()));
-    assert_eq!(reserve(&mut budget, 0, 2), Err(Limit::TokensPerDay));
-    budget.settle(0, &turn(1), Spent { usd: None, tokens: Some(100) });
-    assert_eq!(reserve(&mut budget, 0, 2), Ok(()));
-    assert_eq!(reserve(&mut budget, 0, 3), Ok(()));
+    assert!((0..10).all(|n| reserve(&mut budget, 0, n).is_ok()));
+    assert_eq!(reserve(&mut budget, 0, 10), Err(Limit::TokensPerDay));
+    budget.settle(0, &turn(1), Spent { usd: None, tokens: Some(50) });
+    assert_eq!(reserve(&mut budget, 0, 10), Ok(()), "the other half of a tenth is left, and the median is no more");
+    assert_eq!(reserve(&mut budget, 0, 11), Err(Limit::TokensPerDay));
 }
 
 #[test]
 fn what_is_set_aside_is_waited_for_and_is_no_news() {
     let mut budget = budget(Limits { tokens_per_day: Some(1_000), ..Limits::default() });
-    assert_eq!(reserve(&mut budget, 10, 1), Ok(()));
+    assert!((10..20).all(|n| reserve(&mut budget, 10, n).is_ok()));
     let waits = budget.reserve(10, &turn(2), AGENT, None).expect_err("all is set aside");
     assert_eq!((waits.is_aside, waits.is_news), (true, false));
     assert!((11..100).contains(&waits.until), "{waits}");
-    budget.settle(20, &turn(1), Spent { usd: None, tokens: Some(1_000) });
+    budget.settle(20, &turn(10), Spent { usd: None, tokens: Some(1_000) });
     let full = budget.reserve(20, &turn(2), AGENT, None).expect_err("all is spent");
     assert_eq!((full.is_aside, full.is_news, full.until), (false, true, DAY));
 }
@@ -126,7 +152,7 @@ fn a_refusal_names_whose_limit_it_is() {
 #[test]
 fn entries_of_a_home_count_those_that_ended_those_that_run_and_those_that_were_lost() {
     let shared = Shared { fleet: Limits { tokens_per_day: Some(100), ..Limits::default() }, task: Limits::default() };
-    let charge = |tokens| Charge { agent: AGENT, task: None, at: 10, spent: Amount { usd: 0, tokens } };
+    let charge = |tokens| Charge { agent: AGENT, task: None, at: 10, spent: Amount { usd: 0, tokens }, of_task: None };
     let entry = |n, tokens, is_open| Entry {
         turn: turn(n),
         began: 10,
@@ -134,14 +160,18 @@ fn entries_of_a_home_count_those_that_ended_those_that_run_and_those_that_were_l
         known: Spent::default(),
         is_open,
     };
-    let ended = entry(1, 50, true).settled(20, Spent { usd: None, tokens: Some(30) });
-    assert_eq!((ended.charge.spent.tokens, ended.is_open), (30, false));
-    let entries = [ended, entry(2, 40, true)];
+    let mut entries = vec![entry(1, 50, true), entry(2, 40, true), entry(3, 40, true)];
+    let end = |n, spent| End { turn: turn(n), at: 20, spent };
+    let changed = shared.end(&mut entries, &end(1, Some(Spent { usd: None, tokens: Some(30) })));
+    assert_eq!(changed, Some(Change::Put(entries[0].clone())));
+    assert_eq!((entries[0].charge.spent.tokens, entries[0].is_open), (30, false));
+    assert_eq!(shared.end(&mut entries, &end(3, None)), Some(Change::Remove(turn(3))));
+    assert_eq!((shared.end(&mut entries, &end(1, None)), entries.len()), (None, 2), "it has ended");
     let mut soon = shared.budget(30, None, entries.clone());
     assert_eq!(soon.today(30, &Scope::Fleet), (Amount { usd: 0, tokens: 30 }, Amount { usd: 0, tokens: 40 }));
     let later = 10 + 3 * 3_600;
     let mut lost = shared.budget(later, None, entries);
-    assert_eq!(lost.today(later, &Scope::Fleet), (Amount { usd: 0, tokens: 70 }, Amount::default()));
+    assert_eq!(lost.today(later, &Scope::Fleet), (Amount { usd: 0, tokens: 40 }, Amount::default()));
 }
 
 #[test]
@@ -177,7 +207,7 @@ fn agent_task_and_fleet_all_have_to_agree_and_one_refusal_takes_nothing() {
     let exhausted = budget.reserve(0, &turn(2), other, None).expect_err("the fleet's hour is full");
     assert_eq!(exhausted.scope, Scope::Fleet);
     assert_eq!(budget.today(0, &Scope::Agent(other)), Default::default());
-    assert_eq!(budget.today(0, &Scope::Task("t".into())).1.usd, 1_000_000);
+    assert_eq!(budget.today(0, &Scope::Task("t".into())).1.usd, 100_000);
 }
 
 #[test]
@@ -201,7 +231,7 @@ fn what_was_spent_before_a_restart_still_counts() {
 fn an_amount_that_is_none_is_unknown_and_a_limit_that_is_none_lets_nothing_through() {
     let mut budget = budget(USD_DAY);
     reserve(&mut budget, 0, 1).expect("the first");
-    assert_eq!(budget.settle(0, &turn(1), usd(f64::NAN)).map(|charge| charge.spent.usd), Some(400_000));
+    assert_eq!(budget.settle(0, &turn(1), usd(f64::NAN)).map(|charge| charge.spent.usd), Some(100_000));
     let mut broken = self::budget(Limits { usd_per_day: Some(f64::NAN), ..Limits::default() });
     assert_eq!(reserve(&mut broken, 0, 1), Err(Limit::UsdPerDay));
 }

@@ -3,27 +3,31 @@
 //! Job: carry the decisions of `skep_core::budget` into the ledger's transactions. Used only where a fleet's or a task's
 //! limit is set. Must not: let a turn begin when the ledger cannot be read or written.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use skep_agent::driver::{Purse, Refused};
-use skep_core::budget::{Entry, Exhausted, Scope, Shared, Spent};
+use skep_core::budget::{self, Change, DAY_SECS, End, Entry, Exhausted, Scope, Shared, Spent, Start};
 use skep_core::turn::TurnId;
 use skep_proto::{PubKey, Timestamp};
 use skep_store::StoreError;
-use skep_store::ledger::{self, Ledger, Write};
+use skep_store::ledger::{self, Ledger, Window, Write};
 
 /// The file of the ledger in the home.
 pub const LEDGER: &str = "budget.db";
-
-const DAY_SECS: u64 = 86_400;
 
 /// Seconds until a ledger that could not be used is tried again: each try may take as long as a lock is waited for.
 const BROKEN_SECS: u64 = 5;
 
 /// Tasks whose refusal is remembered; with more, all are asked about again.
 const REFUSED_MAX: usize = 1_024;
+
+/// Seconds for which a refusal is believed without a look: another agent may have given something back.
+const REFUSED_SECS: u64 = 30;
+
+/// Ends of turns that the ledger did not take yet. The oldest go first: such a turn is settled at the next start.
+const OWED_MAX: usize = 1_024;
 
 /// One agent's part in it.
 pub struct HomePurse {
@@ -37,8 +41,11 @@ pub struct HomePurse {
 struct Hand {
     /// `None`: not open yet.
     ledger: Option<Ledger>,
-    /// What was refused and holds still: thousands of messages may wait for one answer.
-    refused: BTreeMap<Scope, Exhausted>,
+    /// What was refused, and until when that is believed: thousands of messages may wait for one answer.
+    refused: BTreeMap<Scope, (Exhausted, Timestamp)>,
+    /// What the ledger is to be told as soon as it can be used: what was there at the start, then turns that ended.
+    start: Option<Start>,
+    owed: VecDeque<End>,
     /// Why the ledger could not be used, and until when nobody tries.
     broken: Option<(String, Timestamp)>,
 }
@@ -54,30 +61,39 @@ impl Hand {
             Some(ledger) => Ok(ledger),
             None => Ledger::open(path),
         };
-        done.and_then(|ledger| work(self.ledger.insert(ledger))).map_err(|error| {
-            let why = format!("budget: {} cannot be used: {error}", path.display());
-            self.broken = Some((why.clone(), now + BROKEN_SECS));
-            why
-        })
+        let done = done.and_then(|ledger| work(self.ledger.insert(ledger)));
+        done.map_err(|error| self.broken(path, now, &error.to_string()))
+    }
+
+    fn broken(&mut self, path: &Path, now: Timestamp, error: &str) -> String {
+        let why = format!("budget: {} cannot be used: {error}", path.display());
+        self.broken = Some((why.clone(), now + BROKEN_SECS));
+        why
+    }
+
+    /// Why it is not to be tried now.
+    fn is_broken(&self, now: Timestamp) -> Option<&str> {
+        self.broken.as_ref().filter(|(_, until)| now < *until).map(|(why, _)| why.as_str())
     }
 
     /// What is known to be refused without a look.
     fn known(&self, now: Timestamp, task: Option<&str>) -> Option<Refused> {
-        if let Some((why, _)) = self.broken.as_ref().filter(|(_, until)| now < *until) {
-            return Some(Refused::Unusable(why.clone()));
+        if let Some(why) = self.is_broken(now) {
+            return Some(Refused::Unusable(why.to_owned()));
         }
         let scopes = task.map(|task| Scope::Task(task.to_owned())).into_iter().chain([Scope::Fleet]);
-        let found = scopes.filter_map(|scope| self.refused.get(&scope)).find(|known| now < known.until);
-        found.map(|known| Refused::Exhausted(Exhausted { is_news: false, ..known.clone() }))
+        let found = scopes.filter_map(|scope| self.refused.get(&scope)).find(|(_, until)| now < *until);
+        found.map(|(known, _)| Refused::Exhausted(Exhausted { is_news: false, ..known.clone() }))
     }
 
     /// Remembers a refusal. It is told once a day for the whole home.
     fn refuse(&mut self, path: &Path, now: Timestamp, exhausted: Exhausted) -> Refused {
-        self.refused.retain(|_, known| now < known.until);
+        self.refused.retain(|_, (_, until)| now < *until);
         if self.refused.len() >= REFUSED_MAX {
             self.refused.clear();
         }
-        self.refused.insert(exhausted.scope.clone(), exhausted.clone());
+        let until = exhausted.until.min(now + REFUSED_SECS);
+        self.refused.insert(exhausted.scope.clone(), (exhausted.clone(), until));
         if !exhausted.is_news {
             return Refused::Exhausted(exhausted);
         }
@@ -97,6 +113,54 @@ impl HomePurse {
     fn hand(&self) -> MutexGuard<'_, Hand> {
         self.hand.lock().unwrap_or_else(PoisonError::into_inner)
     }
+
+    /// Tells the ledger what it was not told yet, and what `decide` says by what is in it then, in one transaction.
+    fn change<T>(
+        &self,
+        hand: &mut Hand,
+        now: Timestamp,
+        task: Option<&str>,
+        decide: impl FnOnce(Vec<Entry>) -> (T, Option<Entry>),
+    ) -> Result<T, String> {
+        let (start, owed) = (hand.start.clone(), hand.owed.clone());
+        let write = |rows: &[ledger::Entry]| {
+            let Some(mut entries) = rows.iter().map(read).collect::<Option<Vec<_>>>() else {
+                return (None, Vec::new());
+            };
+            let ends = start.map(|start| start.ends_of(&entries)).unwrap_or_default();
+            let mut writes: Vec<Write> = ends
+                .iter()
+                .chain(&owed)
+                .filter_map(|end| self.limits.end(&mut entries, end))
+                .map(|change| match change {
+                    Change::Put(entry) => Write::Put(row(&entry, now)),
+                    Change::Remove(turn) => Write::Remove(turn.0),
+                })
+                .collect();
+            let (answer, entry) = decide(entries);
+            writes.extend(entry.map(|entry| Write::Put(row(&entry, now))));
+            (Some(answer), writes)
+        };
+        let window = Window { since: budget::counted_since(now), open_since: budget::open_since(now), task };
+        match hand.with(&self.path, now, |ledger| ledger.change(&window, write))? {
+            Some(answer) => {
+                (hand.start, hand.broken) = (None, None);
+                hand.owed.clear();
+                Ok(answer)
+            }
+            None => Err(hand.broken(&self.path, now, "it holds what this program cannot read")),
+        }
+    }
+
+    /// Tells the ledger what it is owed, unless it was found not to be usable just now.
+    fn pay(&self, hand: &mut Hand, now: Timestamp) {
+        if hand.is_broken(now).is_some() {
+            return;
+        }
+        if let Err(why) = self.change(hand, now, None, |_| ((), None)) {
+            tracing::warn!(why, "what turns cost is not in the ledger yet");
+        }
+    }
 }
 
 impl Purse for HomePurse {
@@ -104,46 +168,48 @@ impl Purse for HomePurse {
         self.limits
     }
 
+    fn take_up(&self, start: Start) {
+        let mut hand = self.hand();
+        let now = start.now;
+        hand.start = Some(start);
+        self.pay(&mut hand, now);
+    }
+
     fn reserve(&self, now: Timestamp, turn: &TurnId, agent: PubKey, task: Option<&str>) -> Result<(), Refused> {
         let mut hand = self.hand();
         if let Some(refused) = hand.known(now, task) {
             return Err(refused);
         }
-        let reserve = |rows: &[ledger::Entry]| {
-            let Some(entries) = rows.iter().map(read).collect::<Option<Vec<_>>>() else { return (Err(None), None) };
+        let reserve = |entries: Vec<Entry>| {
             let mut budget = self.limits.budget(now, task, entries);
             if let Err(exhausted) = budget.reserve(now, turn, agent, task.map(str::to_owned)) {
-                return (Err(Some(exhausted)), None);
+                return (Err(exhausted), None);
             }
             let entry =
                 |charge| Entry { turn: turn.clone(), began: now, charge, known: Spent::default(), is_open: true };
-            let entry = budget.reserved(turn).cloned().map(entry);
-            (Ok(()), entry.map(|entry| Write::Put(row(&entry, now))))
+            (Ok(()), budget.reserved(turn).cloned().map(entry))
         };
-        match hand.with(&self.path, now, |ledger| ledger.change(Shared::since(now), reserve)) {
+        match self.change(&mut hand, now, task, reserve) {
             Ok(Ok(())) => Ok(()),
-            Ok(Err(Some(exhausted))) => Err(hand.refuse(&self.path, now, exhausted)),
-            Ok(Err(None)) => {
-                let path = self.path.display();
-                Err(Refused::Unusable(format!("budget: {path} cannot be used: it holds what this program cannot read")))
-            }
+            Ok(Err(exhausted)) => Err(hand.refuse(&self.path, now, exhausted)),
             Err(why) => Err(Refused::Unusable(why)),
         }
     }
 
     fn settle(&self, now: Timestamp, turn: &TurnId, spent: Option<Spent>) {
-        let settle = |rows: &[ledger::Entry]| {
-            let is_it = |row: &&ledger::Entry| row.turn == turn.0 && row.is_open;
-            let Some(entry) = rows.iter().find(is_it).and_then(read) else { return ((), None) };
-            let Some(spent) = spent else { return ((), Some(Write::Remove(turn.0.clone()))) };
-            let entry = entry.settled(now, spent);
-            ((), Some(Write::Put(row(&entry, now))))
-        };
         let mut hand = self.hand();
-        hand.refused.retain(|_, known| !known.is_aside);
-        if let Err(why) = hand.with(&self.path, now, |ledger| ledger.change(Shared::since(now), settle)) {
-            // It stays charged with what was set aside.
-            tracing::warn!(why, "what a turn cost is not in the ledger");
+        hand.refused.retain(|_, (known, _)| !known.is_aside);
+        if hand.owed.len() >= OWED_MAX {
+            hand.owed.pop_front();
+        }
+        hand.owed.push_back(End { turn: turn.clone(), at: now, spent });
+        self.pay(&mut hand, now);
+    }
+
+    fn tick(&self, now: Timestamp) {
+        let mut hand = self.hand();
+        if hand.start.is_some() || !hand.owed.is_empty() {
+            self.pay(&mut hand, now);
         }
     }
 }
@@ -155,5 +221,7 @@ fn read(row: &ledger::Entry) -> Option<Entry> {
 
 fn row(entry: &Entry, at: Timestamp) -> ledger::Entry {
     let detail = serde_json::to_string(entry).expect("invariant: an entry is strings and numbers");
-    ledger::Entry { turn: entry.turn.0.clone(), began: entry.began, at, is_open: entry.is_open, detail }
+    let is_known = !entry.is_open && entry.known != Spent::default();
+    let task = entry.charge.task.clone();
+    ledger::Entry { turn: entry.turn.0.clone(), began: entry.began, at, is_open: entry.is_open, task, is_known, detail }
 }

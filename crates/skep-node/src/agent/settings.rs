@@ -129,7 +129,7 @@ settings! {
     budget: BudgetSettings = BudgetSettings::default();
     /// US dollars for a million tokens, where its backend does not say what it costs: `input`, `output`, `cache_read`,
     /// `cache_write`, and the `date` of the prices. 0 for a model of your own. Without it and with no word of the
-    /// backend, a turn counts as what was set aside for it.
+    /// backend, a turn counts as what was set aside for it, and as a tenth of `usd_per_day` at most.
     price: Option<PriceSettings> = None;
 }
 

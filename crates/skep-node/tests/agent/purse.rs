@@ -5,10 +5,11 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
 use skep_agent::driver::{Purse, Refused};
-use skep_core::budget::{Exhausted, Limits, Scope, Shared, Spent};
+use skep_core::budget::{End, Exhausted, Limits, Scope, Shared, Spent, Start};
 use skep_core::turn::TurnId;
 use skep_node::agent::purse::HomePurse;
 use skep_proto::PubKey;
+use skep_store::ledger::{Ledger, Window};
 
 const AGENT: PubKey = PubKey([1; 32]);
 /// Noon of some day.
@@ -81,7 +82,7 @@ fn processes_that_race_never_both_get_the_last_of_it() {
 }
 
 #[test]
-fn what_was_set_aside_by_one_that_was_killed_is_spent() {
+fn what_was_set_aside_by_one_that_was_killed_is_spent_and_is_a_tenth_of_the_day() {
     if let Some(dir) = std::env::var_os(WHERE) {
         reserve(&purse(Path::new(&dir)), NOON, "killed", None).unwrap();
         println!("reserved");
@@ -89,16 +90,21 @@ fn what_was_set_aside_by_one_that_was_killed_is_spent() {
         return;
     }
     let dir = tempfile::tempdir().unwrap();
-    let mut killed = child("purse::what_was_set_aside_by_one_that_was_killed_is_spent", dir.path());
+    let mut killed =
+        child("purse::what_was_set_aside_by_one_that_was_killed_is_spent_and_is_a_tenth_of_the_day", dir.path());
     let mut lines = BufReader::new(killed.stdout.take().unwrap()).lines().map_while(Result::ok);
     assert!(lines.any(|line| line.contains("reserved")));
     killed.kill().unwrap();
     killed.wait().unwrap();
     let purse = purse(dir.path());
     // Nobody knows yet that it will say nothing more.
+    for n in 1..10 {
+        reserve(&purse, NOON, &format!("beside it {n}"), None).unwrap();
+    }
     let soon = exhausted(reserve(&purse, NOON + 60, "next", None));
     assert!(soon.is_aside && !soon.is_news && soon.until < NOON + 120, "{soon:?}");
     assert_eq!(soon.to_string(), "budget: tokens_per_day of the fleet is set aside for turns that run");
+    (1..10).for_each(|n| settle(&purse, NOON + 60, &format!("beside it {n}"), 100));
     let later = exhausted(reserve(&purse, NOON + 3 * 3_600, "next", None));
     assert!(!later.is_aside && later.is_news && later.until == 20_001 * 86_400, "{later:?}");
     assert!(!exhausted(reserve(&purse, NOON + 3 * 3_600, "next", None)).is_news, "told once");
@@ -131,4 +137,94 @@ fn a_ledger_that_cannot_be_read_lets_nothing_begin_and_says_why() {
             other => panic!("{other:?}"),
         }
     }
+}
+
+#[test]
+fn an_agent_that_never_says_what_it_used_stops_no_other_at_its_first_turn() {
+    let dir = tempfile::tempdir().unwrap();
+    let purse = purse(dir.path());
+    for n in 0..10 {
+        let turn = format!("unmetered-{n}");
+        reserve(&purse, NOON, &turn, None).unwrap();
+        purse.settle(NOON, &TurnId(turn), Some(Spent::default()));
+    }
+    let full = exhausted(reserve(&purse, NOON, "next", None));
+    assert!(!full.is_aside && full.until == 20_001 * 86_400, "its tenth took the last of the day: {full:?}");
+}
+
+#[test]
+fn what_turns_cost_is_known_the_next_day() {
+    let dir = tempfile::tempdir().unwrap();
+    let purse = purse(dir.path());
+    reserve(&purse, NOON, "first", None).unwrap();
+    settle(&purse, NOON, "first", 1);
+    // By the tenth of a day there would be ten.
+    for day in 1..4 {
+        for n in 0..15 {
+            reserve(&purse, NOON + day * 86_400, &format!("{day}-{n}"), None).unwrap();
+        }
+    }
+}
+
+#[test]
+fn a_start_gives_back_what_never_began_and_settles_what_has_ended() {
+    let dir = tempfile::tempdir().unwrap();
+    let before = purse(dir.path());
+    let turns = ["starting", "ended", "unseen", "free"];
+    for turn in turns {
+        reserve(&before, NOON, turn, Some(turn)).unwrap();
+    }
+    let other = PubKey([2; 32]);
+    before.reserve(NOON, &TurnId("other's".into()), other, Some("other's")).unwrap();
+    drop(before);
+    let after = purse(dir.path());
+    let end = |turn: &str, spent| End { turn: TurnId(turn.into()), at: NOON, spent };
+    let tokens = |tokens| Some(Spent { usd: None, tokens: Some(tokens) });
+    let ends = vec![end("ended", tokens(5)), end("unseen", Some(Spent::default())), end("free", None)];
+    after.take_up(Start { agent: AGENT, now: NOON + 60, ends });
+    for (task, is_free) in [("starting", true), ("ended", false), ("unseen", false), ("free", true), ("other's", false)]
+    {
+        let found = reserve(&after, NOON + 60, &format!("again {task}"), Some(task));
+        assert_eq!(found.is_ok(), is_free, "one turn in an hour of {task}: {found:?}");
+    }
+}
+
+#[test]
+fn what_a_held_ledger_did_not_take_is_kept_and_written_when_it_can_be() {
+    let dir = tempfile::tempdir().unwrap();
+    let purse = purse(dir.path());
+    reserve(&purse, NOON, "a", Some("T1")).unwrap();
+    reserve(&purse, NOON, "b", Some("T2")).unwrap();
+    let path = dir.path().join("budget.db");
+    let (held, is_held) = std::sync::mpsc::channel();
+    let (release, released) = std::sync::mpsc::channel::<()>();
+    let holder = std::thread::spawn(move || {
+        let hold = |_: &[_]| {
+            held.send(()).unwrap();
+            (released.recv().unwrap(), Vec::new())
+        };
+        Ledger::open(&path).unwrap().change(&Window { since: 0, open_since: 0, task: None }, hold).unwrap();
+    });
+    is_held.recv().unwrap();
+    purse.settle(NOON, &TurnId("a".into()), None);
+    purse.settle(NOON, &TurnId("b".into()), Some(Spent { usd: None, tokens: Some(1_000) }));
+    release.send(()).unwrap();
+    holder.join().unwrap();
+    assert!(matches!(reserve(&purse, NOON + 1, "c", None), Err(Refused::Unusable(_))), "not tried again at once");
+    purse.tick(NOON + 10);
+    // Another process's look at it.
+    let other = self::purse(dir.path());
+    let full = exhausted(reserve(&other, NOON + 10, "d", Some("T1")));
+    assert!(full.scope == Scope::Fleet && !full.is_aside, "T1 is free again, and all is spent: {full:?}");
+}
+
+#[test]
+fn a_refusal_is_believed_for_half_a_minute() {
+    let dir = tempfile::tempdir().unwrap();
+    let (one, two) = (purse(dir.path()), purse(dir.path()));
+    reserve(&one, NOON, "a", Some("T1")).unwrap();
+    assert!(exhausted(reserve(&two, NOON, "b", Some("T1"))).until > NOON + 3_000);
+    one.settle(NOON, &TurnId("a".into()), None);
+    exhausted(reserve(&two, NOON + 29, "b", Some("T1")));
+    reserve(&two, NOON + 30, "b", Some("T1")).unwrap();
 }
