@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use crate::child::{Environment, Ladder, Program};
+use crate::child::{Environment, Family, Ladder, Program};
 use crate::openai::OpenAi;
 use crate::tree::Conversation;
 
@@ -27,6 +27,8 @@ pub struct Spec {
     pub resume: Option<String>,
     /// Tools that an ACP program is to use.
     pub mcp_servers: Vec<McpServer>,
+    /// Told which program it is, once that runs.
+    pub family: Option<Family>,
     pub timing: Timing,
 }
 
@@ -54,6 +56,7 @@ impl Spec {
             mode: None,
             resume: None,
             mcp_servers: Vec::new(),
+            family: None,
             timing,
         }
     }

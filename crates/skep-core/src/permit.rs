@@ -186,6 +186,11 @@ impl Permits {
         self.close_where(Reason::Cancelled, |card| card.origin.turn == *turn)
     }
 
+    /// Whoever asked waits for no answer any more.
+    pub fn withdraw(&mut self, request: &AskId) -> Vec<Effect> {
+        self.close_where(Reason::Cancelled, |card| card.request == *request)
+    }
+
     fn may_raise(&self, origin: &Origin, ask: &Ask, nonce: &Nonce) -> bool {
         let ids = [&nonce.0, &origin.session, &origin.turn.0, &ask.id.0];
         let ids = ids.into_iter().chain(ask.options.iter().map(|option| &option.id));

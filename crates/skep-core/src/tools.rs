@@ -205,6 +205,8 @@ pub enum CallError {
     Ambiguous { name: AgentName },
     #[error("{0}; only your owner can let them go on: say in your answer what you would have asked")]
     Loop(Loop),
+    #[error("a question of this turn is open already; wait for its answer, or say in your answer what you would ask")]
+    Asked,
     #[error("your owner did not allow it; go on without, or say in your answer what you would have asked")]
     Denied,
     #[error("your owner did not answer in time; do what can be undone, and ask in your answer")]

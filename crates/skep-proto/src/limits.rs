@@ -187,6 +187,16 @@ pub const OPTION_BYTES_MAX: usize = 60;
 /// Agents that a tool lists: 100 of about 400 bytes are 40 KB.
 pub const AGENTS_LISTED_MAX: usize = 100;
 
+/// Pages of [`LOOKUP_EVENTS_MAX`] profiles that are looked through for them, the newest first: 2,000 profiles. One with
+/// fewer than half is the last: a relay may give fewer at once than were asked for.
+pub const PROFILES_PAGES_MAX: usize = 10;
+pub const PROFILES_PAGE_MIN: usize = LOOKUP_EVENTS_MAX / 2;
+
+/// Milliseconds from one tool's look at the relay to the next of its session, one at a time; and for which the agents that
+/// were found are good: whoever is new is met by the next minute.
+pub const LOOK_MS_MIN: u64 = 1_000;
+pub const SIBLINGS_MS_MAX: u64 = 60_000;
+
 /// Calls of one session's tools at once, and connections to its socket: a program starts one, some start another when it
 /// fails. More are refused.
 pub const TOOL_CALLS_MAX: usize = 8;
@@ -195,7 +205,11 @@ pub const TOOL_CONNECTIONS_MAX: usize = 4;
 /// Bytes of one message on that socket: the longest text of a call, with each byte escaped as six, and its frame.
 pub const TOOL_LINE_BYTES_MAX: usize = 6 * TOOL_TEXT_BYTES_MAX + 16 * KIB;
 
-/// Seconds for a tool's caller to take its answer from the socket.
+/// Requests of one such connection without an answer that is written; meanwhile no more are read: the calls, as many
+/// that were refused, and as many small ones. Answers of 48 KiB, each byte escaped as two at most: 3 MiB.
+pub const TOOL_REQUESTS_MAX: usize = 4 * TOOL_CALLS_MAX;
+
+/// Seconds for a tool's caller to take some of its answer from the socket; then the connection is cut.
 pub const TOOL_SEND_SECS: u64 = 30;
 
 /// Seconds for which a word on membership is good, and keys that are remembered: 4,096 x about 120 bytes.

@@ -46,6 +46,9 @@ pub async fn run(spec: &Spec, orders: mpsc::Receiver<Order>, said: mpsc::Sender<
         Ok(child) => child,
         Err(error) => return tell_failure(&error.to_string(), &said).await,
     };
+    if let Some(family) = &spec.family {
+        family.begin(child.pid());
+    }
     let program = command.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
     let machine = Machine::start(spec.clone(), program);
     let Some(mut driver) = Driver::new(machine, child, orders, said) else { return };

@@ -3,12 +3,13 @@
 //! Job: start a program with three pipes, a chosen environment and a process group of its own; end it by asking, then
 //! SIGTERM, then SIGKILL; see that what it started ends with it, when it ends and when we do.
 //! Neighbours: `keeper` (one thread a child: forks, waits, clears up, reaps), `exec` (between fork and exec), `guard`
-//! (a shell that outlives us), `sweep` (what left the process group).
+//! (a shell that outlives us), `sweep` (what left the process group), `family` (who started whom).
 //! Lifetime: a [`Child`] that is dropped is killed.
 //! Must not: pass on our environment, a key, or a descriptor.
 
 pub mod environment;
 mod exec;
+mod family;
 mod guard;
 mod keeper;
 mod sweep;
@@ -24,6 +25,7 @@ use tokio::process::{ChildStdin, ChildStdout};
 use tokio::sync::watch;
 
 pub use environment::{Environment, EnvironmentError};
+pub use family::Family;
 pub use sweep::MARK;
 pub use tail::TAIL_BYTES_MAX;
 use tail::Tail;

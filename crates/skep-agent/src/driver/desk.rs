@@ -24,9 +24,10 @@ use skep_store::agent::{Delivery, MessageState};
 use tokio::sync::mpsc;
 
 use super::letter::Letter;
+use super::look::{Looked, Siblings};
 use super::members::{Members, Of};
 use super::sealed::Held;
-use super::tools::{AllWaiting, Called, Looked};
+use super::tools::{AllWaiting, Called};
 use super::work::Live;
 use super::{Command, Input, Setup};
 
@@ -92,6 +93,8 @@ pub(super) struct Desk<D> {
     pub loops: Loops,
     /// Calls of tools that wait for a permission.
     pub waiting: AllWaiting,
+    /// The agents that tools found.
+    pub siblings: Arc<Siblings>,
     pub frames: Frames,
     pub role: Role,
     /// When it was last asked whether we may act, by the wall clock: that one goes on while the process is stopped.
@@ -150,6 +153,7 @@ impl<D: Door + 'static> Desk<D> {
             permits: Permits::new(setup.policy.clone(), owner),
             loops: Loops::default(),
             waiting: AllWaiting::new(),
+            siblings: Arc::default(),
             // Larger than whatever the instance before gave out.
             frames: Frames::new(None, now).of_instance(&setup.instance),
             role: Role::Follows(None),
@@ -504,7 +508,7 @@ impl<D: Door + 'static> Desk<D> {
             purse.tick(self.unix_now());
         }
         self.send_frames();
-        Ok(())
+        self.forget_gone()
     }
 
     pub(super) fn judge_again(&mut self) -> Result<(), StoreError> {

@@ -8,7 +8,7 @@
 //! `desk` the loop's state and the queue's effects · `mail` what an event is · `work` turns · `lease` theirs · `post` what is published ·
 //! `ends` how others hear that it is over · `pause` why none begins · `earlier` what was said before · `members` who is one · `purse` its budget · `profile` what it says of itself ·
 //! `model` another model · `tell` what only the owner is told · `letter` a message however it came · `sealed` direct
-//! messages · `tools` what the agent asks of its harness · `host` what the machine gives it
+//! messages · `tools` what the agent asks of its harness, `look` what is looked up for that · `host` what the machine gives it
 
 mod desk;
 mod earlier;
@@ -16,6 +16,7 @@ mod ends;
 mod host;
 mod lease;
 mod letter;
+mod look;
 mod mail;
 mod members;
 mod model;

@@ -18,21 +18,28 @@ use skep_core::tools::{Call, CallError, Grants, Name, progress_wait};
 use skep_core::turn::TurnId;
 use skep_core::{prompt, tools};
 use skep_proto::agent::telemetry::{Payload, Progress, Reason, TelemetryKind};
+use skep_proto::lease::{Claim, Epoch};
 use skep_proto::thread::{self, Reply};
 use skep_proto::{Draft, RawEvent, limits};
 use skep_store::StoreError;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 use tokio_util::task::AbortOnDropHandle;
 
-use super::Library;
 use super::desk::{Desk, Inner};
-use super::work::How;
+use super::lease::turn_resource;
+use super::letter::Letter;
+use super::look::{Found, Looked, Looks};
+use super::work::{How, Running};
+use crate::child::Family;
 use crate::tools::{Tool, ToolAnswer, Toolbox, serve};
 use crate::{Kind, Spec};
 
 /// The answers to our own questions.
 const ALLOW: &str = "allow";
 const REJECT: &str = "reject";
+
+/// Characters of a turn's message on a card.
+const ABOUT_CHARS_MAX: usize = 40;
 
 /// The tools of one backend.
 pub(super) struct Bench {
@@ -42,25 +49,17 @@ pub(super) struct Bench {
     generation: u64,
     /// More calls at once are refused.
     places: Arc<Semaphore>,
+    looks: Arc<Looks>,
 }
 
 /// A call on its way to its answer. Dropped without one, its turn is over.
 pub(super) struct Called {
     channel: String,
     generation: u64,
-    call: Call,
+    pub call: Call,
+    pub looks: Arc<Looks>,
     answer: oneshot::Sender<Result<String, CallError>>,
     _place: OwnedSemaphorePermit,
-}
-
-/// What was looked up for a call.
-pub(super) struct Looked {
-    called: Called,
-    turn: TurnId,
-    /// `None`: nobody answered.
-    found: Option<Vec<RawEvent>>,
-    /// The relay's words on who is at work, where they were asked for.
-    leases: Option<Vec<RawEvent>>,
 }
 
 /// A call that waits for its owner's word.
@@ -86,7 +85,8 @@ impl Bench {
         let place = Arc::clone(&self.places).try_acquire_owned().map_err(|_| CallError::Busy)?;
         let (answer, said) = oneshot::channel();
         let (channel, generation) = (self.channel.clone(), self.generation);
-        let called = Called { channel, generation, call, answer, _place: place };
+        let looks = Arc::clone(&self.looks);
+        let called = Called { channel, generation, call, looks, answer, _place: place };
         self.inner.send(Inner::Called(Box::new(called))).await.map_err(|_| CallError::NoTurn)?;
         said.await.unwrap_or(Err(CallError::TurnEnded))
     }
@@ -124,6 +124,11 @@ fn kind(name: Name) -> ToolKind {
 }
 
 impl Called {
+    /// Nobody waits for the answer.
+    pub(super) fn is_gone(&self) -> bool {
+        self.answer.is_closed()
+    }
+
     fn end(self, said: Result<String, CallError>) {
         // Whoever called may wait no longer.
         let _ = self.answer.send(said);
@@ -142,6 +147,7 @@ impl<D: Door + 'static> Desk<D> {
             channel: channel.to_owned(),
             generation,
             places: Arc::new(Semaphore::new(limits::TOOL_CALLS_MAX)),
+            looks: Arc::default(),
         };
         match &mut spec.kind {
             Kind::OpenAi(settings) if settings.tools.is_none() => {
@@ -151,7 +157,10 @@ impl<D: Door + 'static> Desk<D> {
             Kind::Acp { .. } => match self.setup.bridge.as_ref()?.open() {
                 Ok(place) => {
                     spec.mcp_servers.push(place.server.clone());
-                    Some(AbortOnDropHandle::new(tokio::spawn(serve(place, Arc::new(bench)))))
+                    // Of this launch alone.
+                    let family = Family::default();
+                    spec.family = Some(family.clone());
+                    Some(AbortOnDropHandle::new(tokio::spawn(serve(place, family, Arc::new(bench)))))
                 }
                 Err(error) => {
                     tracing::warn!(agent = %self.setup.name, %error, "a session has no tools");
@@ -164,17 +173,18 @@ impl<D: Door + 'static> Desk<D> {
 
     pub(super) fn called(&mut self, called: Called) -> Result<(), StoreError> {
         let now = self.mono_ms();
+        let has_question = self.has_question(&called.channel);
         let Some(running) = self.running_of(&called.channel, called.generation) else {
             called.end(Err(CallError::NoTurn));
             return Ok(());
         };
-        running.machine.touch(now);
         let is_sealed = running.trigger.is_sealed();
         match &called.call {
             Call::Progress { text } => {
                 let may = progress_wait(running.told, now);
                 if may.is_ok() {
                     running.told = Some(now);
+                    running.machine.touch(now);
                     let payload = Payload::of(&Progress { text: prompt::visible(text) });
                     self.observe(&called.channel, TelemetryKind::Progress, payload);
                 }
@@ -187,41 +197,27 @@ impl<D: Door + 'static> Desk<D> {
                 called.end(Err(CallError::Private("nobody else may be told of it; answer by yourself")));
             }
             Call::History { before, .. } => {
+                running.machine.touch(now);
                 let filters = page::filters(&running.trigger, *before);
                 let turn = running.id.clone();
                 self.look_for(called, turn, filters);
             }
+            Call::AskHuman { .. } if has_question => called.end(Err(CallError::Asked)),
             Call::AskHuman { question, options } => {
                 let (question, options) = (question.clone(), options.clone());
                 return self.ask_owner(called, &question, options);
             }
             Call::Agents | Call::AskAgent { .. } => {
+                running.machine.touch(now);
                 let turn = running.id.clone();
-                self.look_for(called, turn, page::profiles());
+                self.look_for(called, turn, Vec::new());
             }
         }
         Ok(())
     }
 
-    fn look_for(&self, called: Called, turn: TurnId, filters: Vec<skep_proto::Filter>) {
-        let (library, inner) = (Arc::clone(&self.setup.library), self.inner.clone());
-        let (owner, me) = (self.setup.audience.owner, self.me);
-        tokio::spawn(async move {
-            // No filters ask for everything.
-            let found = if filters.is_empty() { Some(Vec::new()) } else { library.look_up(filters).await };
-            let leases = match (&called.call, &found, owner) {
-                (Call::Agents, Some(found), Some(owner)) => {
-                    leases_of(&*library, &page::siblings(found, owner, me)).await
-                }
-                _ => None,
-            };
-            // The loop has ended, and the turn with it.
-            let _ = inner.send(Inner::Looked(Box::new(Looked { called, turn, found, leases }))).await;
-        });
-    }
-
     pub(super) fn looked(&mut self, looked: Looked) -> Result<(), StoreError> {
-        let Looked { called, turn, found, leases } = looked;
+        let Looked { called, turn, found } = looked;
         let Some(running) = self.running_of(&called.channel, called.generation).filter(|running| running.id == turn)
         else {
             called.end(Err(CallError::TurnEnded));
@@ -232,31 +228,34 @@ impl<D: Door + 'static> Desk<D> {
             return Ok(());
         };
         let trigger = running.trigger.clone();
-        match &called.call {
-            Call::History { limit, before } => {
+        match (&called.call, found) {
+            (Call::History { limit, before }, Found::Page(found)) => {
                 let events = page::choose(&trigger, found, *before, *limit);
                 let text = self.render_page(&called.channel, &events);
                 called.end(Ok(text));
                 Ok(())
             }
-            Call::Agents => {
-                let text = page::list(&self.siblings(&found), leases.as_deref(), self.unix_now());
+            (Call::Agents, Found::Agents { siblings, leases }) => {
+                let text = page::list(&siblings, leases.as_deref(), self.unix_now());
                 called.end(Ok(text));
                 Ok(())
             }
-            Call::AskAgent { name, text } => match self.may_ask(&trigger, name, &found) {
-                Ok(to) => {
-                    let (title, text) = (format!("Ask @{}", to.name), text.clone());
-                    let labels = ["Allow", "Reject"].map(str::to_owned);
-                    let wish = Wish::Ask { to, text: text.clone() };
-                    self.raise(Waiting { called, wish }, (&title, &text), labels, Permits::ask)
+            (Call::AskAgent { name, text }, Found::Agents { siblings, .. }) => {
+                match self.may_ask(&trigger, name, &siblings) {
+                    Ok(to) => {
+                        let (title, text) = (format!("Ask @{}", to.name), text.clone());
+                        let labels = ["Allow", "Reject"].map(str::to_owned);
+                        let wish = Wish::Ask { to, text: text.clone() };
+                        self.raise(Waiting { called, wish }, (&title, &text), labels, Permits::ask)
+                    }
+                    Err(error) => {
+                        called.end(Err(error));
+                        Ok(())
+                    }
                 }
-                Err(error) => {
-                    called.end(Err(error));
-                    Ok(())
-                }
-            },
-            Call::Progress { .. } | Call::AskHuman { .. } => Ok(()),
+            }
+            // Nothing else is looked up for these.
+            _ => Ok(()),
         }
     }
 
@@ -265,8 +264,18 @@ impl<D: Door + 'static> Desk<D> {
         self.raise(Waiting { called, wish }, ("Question", question), options, Permits::ask_owner)
     }
 
-    fn siblings(&self, found: &[RawEvent]) -> Vec<Sibling> {
-        self.setup.audience.owner.map(|owner| page::siblings(found, owner, self.me)).unwrap_or_default()
+    /// Whether a question to the owner is open in the turn of a channel.
+    fn has_question(&self, channel: &str) -> bool {
+        let of_channel = |waiting: &&Waiting| waiting.called.channel == channel && !waiting.called.is_gone();
+        self.waiting.values().filter(of_channel).any(|waiting| matches!(waiting.wish, Wish::Answer(_)))
+    }
+
+    /// Takes back the questions of calls that nobody waits for.
+    pub(super) fn forget_gone(&mut self) -> Result<(), StoreError> {
+        let gone = self.waiting.iter().filter(|(_, waiting)| waiting.called.is_gone());
+        let gone: Vec<AskId> = gone.map(|(id, _)| id.clone()).collect();
+        let closed = gone.iter().flat_map(|id| self.permits.withdraw(id)).collect();
+        self.settle_permits(closed)
     }
 
     /// Whether another agent may be asked in this thread, by what that one would judge of the question.
@@ -274,9 +283,9 @@ impl<D: Door + 'static> Desk<D> {
         &mut self,
         trigger: &RawEvent,
         name: &skep_proto::name::AgentName,
-        found: &[RawEvent],
+        siblings: &[Sibling],
     ) -> Result<Sibling, CallError> {
-        let to = tools::page::find(&self.siblings(found), name)?.clone();
+        let to = tools::page::find(siblings, name)?.clone();
         let hop = self.next_hop_of(trigger);
         match self.loops.judge(self.me, &agent_of(&to), hop, self.unix_now()) {
             Verdict::AskOwner(why) => Err(CallError::Loop(why)),
@@ -296,12 +305,20 @@ impl<D: Door + 'static> Desk<D> {
         [allow, reject]: [String; 2],
         how: How,
     ) -> Result<(), StoreError> {
+        let now = self.mono_ms();
+        let Some(running) = self.running_of(&waiting.called.channel, waiting.called.generation) else {
+            waiting.called.end(Err(CallError::TurnEnded));
+            return Ok(());
+        };
+        running.machine.touch(now);
+        let about = about(running);
         // Nobody can foresee it, so that no backend's question passes for it.
         let id = AskId(format!("skep:{}", faster_hex::hex_string(&self.random::<8>())));
         let option = |id: &str, name: String, kind| AskOption { id: id.to_owned(), name, kind };
         let tool = ToolCall {
             id: id.0.clone(),
-            title: title.to_owned(),
+            // A program that an earlier turn left may be the one who asks: what it asks for is told by the turn.
+            title: format!("{title} ({}, in the turn of {about})", waiting.called.call.tool().as_str()),
             kind: kind(waiting.called.call.tool()),
             status: ToolStatus::Pending,
             paths: Vec::new(),
@@ -323,7 +340,7 @@ impl<D: Door + 'static> Desk<D> {
     ) -> Result<(), StoreError> {
         let Waiting { called, wish } = waiting;
         let running = self.running_of(&called.channel, called.generation).filter(|running| running.id == *turn);
-        let Some(trigger) = running.map(|running| running.trigger.clone()) else {
+        let Some((trigger, epoch)) = running.map(|running| (running.trigger.clone(), running.epoch)) else {
             called.end(Err(CallError::TurnEnded));
             return Ok(());
         };
@@ -340,7 +357,7 @@ impl<D: Door + 'static> Desk<D> {
             }
             // Who does not wait any more would not know that it was done.
             Wish::Ask { to, text } if is_allowed && !called.answer.is_closed() => {
-                let said = self.publish_question(&trigger, &to, &text)?;
+                let said = self.publish_question(&trigger, epoch, &to, &text)?;
                 called.end(said);
                 Ok(())
             }
@@ -353,13 +370,17 @@ impl<D: Door + 'static> Desk<D> {
 
     fn publish_question(
         &mut self,
-        trigger: &RawEvent,
+        trigger: &Letter,
+        epoch: Epoch,
         to: &Sibling,
         text: &str,
     ) -> Result<Result<String, CallError>, StoreError> {
         let relay = self.setup.relays.first().map_or("", String::as_str);
         let (task, hop) = (self.task_of(trigger), self.next_hop_of(trigger));
-        let reply = Reply { parent: trigger, relay, now: self.unix_now(), hop, task: task.as_deref(), claim: None };
+        // Of an instance that another has taken over from, the relay takes no question either.
+        let resource = turn_resource(&self.me, &trigger.carrier);
+        let claim = Some(Claim { resource, epoch, is_final: false });
+        let reply = Reply { parent: trigger, relay, now: self.unix_now(), hop, task: task.as_deref(), claim };
         let drafts = reply.drafts(&format!("@{} {text}", to.name));
         let events: Vec<RawEvent> = drafts.into_iter().map(|draft| self.sign(addressed(draft, to))).collect();
         self.enqueue(&events)?;
@@ -367,6 +388,12 @@ impl<D: Door + 'static> Desk<D> {
         let said = events.last().map(|event| format!("asked @{}; the question is the event {}", to.name, event.id));
         Ok(said.ok_or(CallError::Denied))
     }
+}
+
+/// The message that a turn answers, as a card says it: its first words, and the beginning of its id.
+fn about(running: &Running) -> String {
+    let words: String = running.trigger.content.chars().take(ABOUT_CHARS_MAX).collect();
+    format!("{words:?}, {}", &running.trigger.carrier.to_hex()[..8])
 }
 
 /// Only the one who is asked is tagged: agents take a `p` tag as a word to them.
@@ -378,10 +405,4 @@ fn addressed(draft: Draft, to: &Sibling) -> Draft {
 
 fn agent_of(to: &Sibling) -> Asker {
     Asker { key: to.key, is_sibling: Fact::Yes, is_member: Fact::Unknown, is_agent: Fact::Yes }
-}
-
-async fn leases_of(library: &dyn Library, siblings: &[Sibling]) -> Option<Vec<RawEvent>> {
-    let relay = library.relay_key().await??;
-    let filters = page::leases(siblings, relay);
-    if filters.is_empty() { Some(Vec::new()) } else { library.look_up(filters).await }
 }

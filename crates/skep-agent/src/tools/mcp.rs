@@ -3,6 +3,7 @@
 //! What a tool could not do is an answer with `isError`, so that the model reads why; a protocol error it may never see.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use rmcp::model::{
     CallToolRequestParams, CallToolResponse, CallToolResult, ContentBlock, Implementation, ListToolsResult,
@@ -14,7 +15,9 @@ use rmcp::{ErrorData, RoleServer, ServerHandler, ServiceExt};
 use serde_json::Value;
 use skep_proto::limits;
 use tokio::io::{AsyncRead, AsyncWrite};
+use tokio_util::sync::CancellationToken;
 
+use super::flow::{Flow, Patient, TakenBack};
 use super::{Tool, ToolAnswer, Toolbox};
 
 /// What a program may tell its model about the server.
@@ -23,14 +26,16 @@ pub const INSTRUCTIONS: &str = "Tools of the harness that runs this agent. They 
 
 struct Server(Arc<dyn Toolbox>);
 
-/// Serves one connection until it ends. Dropped, it is cut.
-pub(super) async fn serve<S>(stream: S, toolbox: Arc<dyn Toolbox>)
+/// Serves one connection until it ends, or its peer has taken nothing of an answer for so long. Dropped, it is cut.
+pub(super) async fn serve<S>(stream: S, toolbox: Arc<dyn Toolbox>, patience: Duration)
 where
     S: AsyncRead + AsyncWrite + Send + 'static,
 {
     let (read, write) = tokio::io::split(stream);
+    let cut = CancellationToken::new();
+    let write = Patient::new(write, patience, cut.clone());
     let transport = AsyncRwTransport::new_server(read, write).with_max_line_length(limits::TOOL_LINE_BYTES_MAX);
-    match Server(toolbox).serve(transport).await {
+    match Server(toolbox).serve(Flow::new(transport, cut)).await {
         // How it ended is the program's affair.
         Ok(running) => drop(running.waiting().await),
         Err(error) => tracing::debug!(%error, "a program does not greet its tools"),
@@ -57,10 +62,12 @@ impl ServerHandler for Server {
         call: CallToolRequestParams,
         context: RequestContext<RoleServer>,
     ) -> Result<CallToolResponse, ErrorData> {
+        let taken_back = context.extensions.get::<TakenBack>().cloned().unwrap_or_default();
         let arguments = Value::Object(call.arguments.unwrap_or_default());
         let answer = tokio::select! {
             biased;
-            // The program waits no longer.
+            // The program waits no longer, or is gone.
+            () = taken_back.0.cancelled() => ToolAnswer::failed("cancelled"),
             () = context.ct.cancelled() => ToolAnswer::failed("cancelled"),
             answer = self.0.call(&call.name, arguments) => answer,
         };

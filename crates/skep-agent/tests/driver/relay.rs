@@ -73,11 +73,15 @@ pub struct Shelf {
     pub is_silent: AtomicBool,
     /// At what was said before.
     pub looks: AtomicU64,
+    /// What each look was for, and when it was.
+    pub times: Mutex<Vec<(Vec<Kind>, Instant)>>,
 }
 
 impl Library for Shelf {
     fn look_up(&self, filters: Vec<Filter>) -> BoxFuture<'static, Option<Vec<RawEvent>>> {
         let is_for_words = filters.iter().flat_map(|filter| &filter.kinds).any(|kinds| kinds.contains(&Kind::NOTE));
+        let kinds = filters.iter().flat_map(|filter| &filter.kinds).flatten().copied().collect();
+        self.times.lock().unwrap().push((kinds, Instant::now()));
         self.looks.fetch_add(is_for_words.into(), Ordering::Relaxed);
         if self.is_silent.load(Ordering::Relaxed) {
             return Box::pin(std::future::pending());

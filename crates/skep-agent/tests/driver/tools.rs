@@ -9,7 +9,8 @@ use skep_agent::tools::{Bridge, Place};
 use skep_agent::{McpServer, McpTransport};
 use skep_core::permit::{Policy, Stance};
 use skep_core::tools::Grants;
-use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader, Lines};
+use skep_proto::lease::Claim;
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader, Lines};
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::net::{UnixListener, UnixStream};
 
@@ -120,7 +121,10 @@ impl Stage {
     async fn open(tools: &[&str], change: impl FnOnce(&mut Setup)) -> Self {
         let (dir, relay) = (tempfile::tempdir().unwrap(), Arc::new(Relay::default()));
         let shelf = Arc::new(Shelf { key: Some(pubkey(9)), ..Shelf::default() });
-        let mut setup = setup(dir.path(), "a", demo());
+        // Only its own program is let in: it lends its way to the test.
+        let args = vec!["demo".into(), dir.path().to_str().unwrap().into()];
+        let lends = Backend::Acp { command: env!("CARGO_BIN_EXE_agent-fixture").into(), args };
+        let mut setup = setup(dir.path(), "a", lends);
         setup.tools = Grants::read(tools).unwrap();
         setup.bridge = Some(Arc::new(Here(dir.path().to_owned(), AtomicUsize::new(0))));
         setup.library = shelf.clone();
@@ -132,7 +136,7 @@ impl Stage {
 
     /// Begins a turn that lasts, and gives its program's side of the tools.
     async fn begin(&self, asked: &RawEvent) -> Program {
-        self.begin_at(asked, "1.sock").await
+        self.begin_at(asked, "1.lend").await
     }
 
     async fn begin_at(&self, asked: &RawEvent, socket: &str) -> Program {
@@ -277,7 +281,8 @@ async fn question(relay: &Arc<Relay>) -> RawEvent {
 async fn another_agent_is_asked_in_the_thread_when_the_owner_allows_it() {
     let stage = Stage::open(&["ask_agent"], |_| {}).await;
     *stage.shelf.events.lock().unwrap() = vec![profile(STRANGER, "scout")];
-    let asked = mention(OWNER, "wait");
+    let asked = Draft::new(Kind::NOTE, now(), "wait").tag(["p", &pubkey(AGENT).to_hex()]).tag(["task", "honey"]);
+    let asked = asked.sign(&keys(OWNER), &[0; 32]).raw().clone();
     let mut program = stage.begin(&asked).await;
     let (_, why) = program.call("ask_agent", json!({ "name": "scot", "text": "where?" })).await;
     assert_eq!(why, "your owner has no other agent named scot; there are: scout");
@@ -298,6 +303,10 @@ async fn another_agent_is_asked_in_the_thread_when_the_owner_allows_it() {
     assert_eq!(question.tags.values("p").collect::<Vec<_>>(), [pubkey(STRANGER).to_hex()], "a word to nobody else");
     assert_eq!(e_tag(&question), asked.id.to_hex(), "in this conversation");
     assert!(question.tags.single("auth").is_some(), "with the owner's attestation");
+    assert_eq!(question.tags.single("task"), Some("honey"), "about the task of the turn");
+    // The relay takes it of the one who holds the turn only, and not as the answer.
+    let claim = Claim::from_event(&question).expect("a claim").unwrap();
+    assert!(claim.resource.as_str().ends_with(&asked.id.to_hex()) && !claim.is_final, "{claim:?}");
 }
 
 #[tokio::test]
@@ -329,7 +338,7 @@ async fn what_the_rules_reject_is_not_asked_and_a_chain_of_agents_ends() {
     drop(program);
 
     // Each question is one turn of the pair more.
-    let mut program = stage.begin_at(&mention(OWNER, "wait"), "2.sock").await;
+    let mut program = stage.begin_at(&mention(OWNER, "wait"), "2.lend").await;
     for n in 0..skep_proto::limits::PAIR_TURNS_PER_HOUR_MAX {
         let (is_ok, said) = program.call("ask_agent", call.clone()).await;
         assert!(is_ok, "{n}: {said}");
@@ -350,7 +359,8 @@ async fn the_owner_answers_a_question_and_silence_is_no_answer() {
     let question = json!({ "question": "Tea or coffee?", "options": ["Tea", "Coffee"] });
     let id = program.ask("tools/call", json!({ "name": "ask_human", "arguments": question })).await;
     let card = stage.relay.wait_for(Kind::NOTE, 1).await.remove(0);
-    assert!(card.content.starts_with("🔐 Question\n  │ Tea or coffee?\n"), "{}", card.content);
+    assert!(card.content.starts_with("🔐 Question (ask_human, in the turn of \"wait\", "), "{}", card.content);
+    assert!(card.content.contains("\n  │ Tea or coffee?\n"), "{}", card.content);
     assert!(card.content.contains(r#"👍 allow ("Tea") · 👎 reject ("Coffee")"#), "{}", card.content);
     let thumb = Draft::new(Kind::REACTION, now(), "👎").tag(["e", &card.id.to_hex()]);
     stage.instance.event(thumb.sign(&keys(OWNER), &[0; 32]).raw()).await;
@@ -368,4 +378,63 @@ async fn only_a_turn_of_the_owner_may_ask_them() {
     let (is_ok, why) = program.call("ask_human", json!({ "question": "May I have it all?" })).await;
     assert!(!is_ok && why.starts_with("your owner is asked only in a turn"), "{why}");
     assert_eq!(stage.relay.accepted(Kind::NOTE), []);
+}
+
+#[tokio::test]
+async fn only_the_sessions_own_program_and_what_it_starts_is_let_in() {
+    let stage = Stage::open(&["progress"], |_| {}).await;
+    let mut program = stage.begin(&mention(OWNER, "wait")).await;
+    let mut stranger = UnixStream::connect(stage.dir.path().join("1.sock")).await.unwrap();
+    let end = tokio::time::timeout(Duration::from_secs(30), stranger.read(&mut [0; 64])).await;
+    assert_eq!(end.expect("refused at once").unwrap_or(0), 0, "we are its user, and not its program");
+    assert_eq!(program.tools().await, ["progress"]);
+}
+
+#[tokio::test]
+async fn one_question_is_open_at_once_and_goes_with_whoever_asked() {
+    let stage = Stage::open(&["ask_human"], |_| {}).await;
+    let mut program = stage.begin(&mention(OWNER, "wait")).await;
+    let call = |text: &str| json!({ "name": "ask_human", "arguments": { "question": text } });
+    let first = program.ask("tools/call", call("Tea?")).await;
+    let card = stage.relay.wait_for(Kind::NOTE, 1).await.remove(0);
+    let (is_ok, why) = program.call("ask_human", json!({ "question": "Milk?" })).await;
+    assert!(!is_ok && why.starts_with("a question of this turn is open already"), "{why}");
+    let gone = json!({ "jsonrpc": "2.0", "method": "notifications/cancelled", "params": { "requestId": first } });
+    program.send(&gone).await;
+    let closed = stage.relay.wait_for(Kind::REACTION, 1).await;
+    let sign = |event: &RawEvent| event.content == "⌛" && e_tag(event) == card.id.to_hex();
+    let closed = tokio::time::timeout(Duration::from_secs(30), async {
+        let mut all = closed;
+        while !all.iter().any(sign) {
+            all = stage.relay.wait_for(Kind::REACTION, all.len() + 1).await;
+        }
+    });
+    closed.await.expect("its card is closed");
+    program.ask("tools/call", call("Sugar?")).await;
+    let cards = stage.relay.wait_for(Kind::NOTE, 2).await;
+    assert!(cards[1].content.contains("Sugar?"), "{}", cards[1].content);
+}
+
+#[tokio::test]
+async fn looks_come_one_after_another_and_agents_are_looked_for_once_a_minute() {
+    let stage = Stage::open(&["agents", "history"], |_| {}).await;
+    let [root, answer] = thread();
+    *stage.shelf.events.lock().unwrap() = vec![profile(STRANGER, "scout"), root.clone(), answer];
+    let mut program = stage.begin(&mention_in(&root, "wait")).await;
+    let before = stage.shelf.times.lock().unwrap().len();
+    let mut asked = Vec::new();
+    for tool in ["agents", "history", "agents"] {
+        asked.push(program.ask("tools/call", json!({ "name": tool, "arguments": {} })).await);
+    }
+    for _ in &asked {
+        let line = tokio::time::timeout(Duration::from_secs(30), program.lines.next_line()).await;
+        let said: Value = serde_json::from_str(&line.unwrap().unwrap().unwrap()).unwrap();
+        assert!(asked.contains(&said["id"].as_u64().unwrap()) && told(&said).0, "{said}");
+    }
+    let times = stage.shelf.times.lock().unwrap()[before..].to_vec();
+    let profiles = times.iter().filter(|(kinds, _)| kinds.contains(&Kind::PROFILE)).count();
+    // Two looks for who is at work, and one for what was said.
+    assert_eq!((profiles, times.len()), (1, 4), "{times:?}");
+    let gap = Duration::from_millis(skep_proto::limits::LOOK_MS_MIN);
+    assert!(times.windows(2).all(|pair| pair[1].1.duration_since(pair[0].1) >= gap), "{times:?}");
 }

@@ -37,23 +37,74 @@ pub struct Sibling {
     pub about: String,
 }
 
-/// What to ask a relay for, to learn which agents there are.
-pub fn profiles() -> Vec<Filter> {
-    let limit = Some(limits::LOOKUP_EVENTS_MAX as u64);
-    vec![Filter { kinds: Some(vec![Kind::PROFILE]), limit, ..Filter::new() }]
+/// Looking for the agents of an owner on a relay that has anybody's profiles: page by page, the newest first. No filter
+/// asks for an attestation, so that each page is looked through, and only what the owner signed for is kept.
+#[derive(Debug)]
+pub struct Search {
+    owner: PubKey,
+    me: PubKey,
+    found: Vec<(Timestamp, Sibling)>,
+    /// Agents that were found before; none when they were asked for.
+    known: Vec<PubKey>,
+    until: Option<Timestamp>,
+    pages: usize,
+}
+
+impl Search {
+    /// Those that are known are found wherever they stand.
+    pub fn new(owner: PubKey, me: PubKey, known: Vec<PubKey>) -> Self {
+        Self { owner, me, found: Vec::new(), known, until: None, pages: 0 }
+    }
+
+    /// What to ask next.
+    pub fn ask(&self) -> Vec<Filter> {
+        let profiles = Filter { kinds: Some(vec![Kind::PROFILE]), ..Filter::new() };
+        vec![match self.known.is_empty() {
+            false => Filter { authors: Some(self.known.clone()), ..profiles },
+            true => Filter { until: self.until, limit: Some(limits::LOOKUP_EVENTS_MAX as u64), ..profiles },
+        }]
+    }
+
+    /// Takes what a relay gave; says whether there is more to ask.
+    pub fn take(&mut self, page: &[RawEvent]) -> bool {
+        let kept: Vec<_> = attested(page, self.owner, self.me).collect();
+        self.found.extend(kept);
+        self.found = newest(std::mem::take(&mut self.found));
+        if !self.known.is_empty() {
+            self.known.clear();
+            return true;
+        }
+        self.pages += 1;
+        let oldest = page.iter().map(|event| event.created_at).min();
+        // A relay may have as many of one second as it gives at once.
+        self.until = oldest.map(|oldest| oldest.saturating_sub(u64::from(self.until == Some(oldest))));
+        page.len() >= limits::PROFILES_PAGE_MIN && self.pages < limits::PROFILES_PAGES_MAX
+    }
+
+    pub fn end(self) -> Vec<Sibling> {
+        listed(self.found)
+    }
 }
 
 /// Those of the profiles that this owner signed for, but for the one who asks; by name, the first of them.
 pub fn siblings(found: &[RawEvent], owner: PubKey, me: PubKey) -> Vec<Sibling> {
-    let mut all: Vec<(Timestamp, Sibling)> = found
-        .iter()
-        .filter(|event| event.kind == Kind::PROFILE && event.pubkey != me)
-        .filter_map(|event| Some((event.created_at, sibling(event, owner)?)))
-        .collect();
-    // Of two profiles of one key the newest counts.
+    listed(newest(attested(found, owner, me).collect()))
+}
+
+fn attested(found: &[RawEvent], owner: PubKey, me: PubKey) -> impl Iterator<Item = (Timestamp, Sibling)> {
+    let others = found.iter().filter(move |event| event.kind == Kind::PROFILE && event.pubkey != me);
+    others.filter_map(move |event| Some((event.created_at, sibling(event, owner)?)))
+}
+
+/// Of two profiles of one key the newest counts.
+fn newest(mut all: Vec<(Timestamp, Sibling)>) -> Vec<(Timestamp, Sibling)> {
     all.sort_by_key(|(at, sibling)| (sibling.key, std::cmp::Reverse(*at)));
+    all.dedup_by_key(|(_, sibling)| sibling.key);
+    all
+}
+
+fn listed(all: Vec<(Timestamp, Sibling)>) -> Vec<Sibling> {
     let mut all: Vec<Sibling> = all.into_iter().map(|(_, sibling)| sibling).collect();
-    all.dedup_by_key(|sibling| sibling.key);
     all.sort_by(|a, b| (&a.name, a.key).cmp(&(&b.name, b.key)));
     all.truncate(limits::AGENTS_LISTED_MAX);
     all

@@ -173,3 +173,46 @@ proptest! {
         }
     }
 }
+
+/// What a relay with these gives: the newest first, and no more than it was asked for.
+fn answer(all: &[RawEvent], filters: &[skep_proto::Filter]) -> Vec<RawEvent> {
+    let matching = |filter: &skep_proto::Filter| -> Vec<RawEvent> {
+        let by_author =
+            |event: &&RawEvent| filter.authors.as_ref().is_none_or(|authors| authors.contains(&event.pubkey));
+        let in_time = |event: &&RawEvent| filter.until.is_none_or(|until| event.created_at <= until);
+        let mut found: Vec<RawEvent> = all.iter().filter(by_author).filter(in_time).cloned().collect();
+        found.sort_by_key(|event| std::cmp::Reverse(event.created_at));
+        found.truncate(filter.limit.map_or(usize::MAX, |limit| limit as usize));
+        found
+    };
+    filters.iter().flat_map(matching).collect()
+}
+
+#[test]
+fn profiles_of_strangers_hide_no_agent() {
+    let owner = 1;
+    let stranger = |at| Draft::new(Kind::PROFILE, at, "{}").sign(&keys(9), &[0; 32]).raw().clone();
+    // More than a page of one second, and half a page of one that is earlier.
+    let mut all: Vec<RawEvent> = (0..700_u64).map(|n| stranger(if n < 250 { 900 } else { 899 - n / 2 })).collect();
+    all.push(profile(3, owner, 5, r#"{"name":"scout"}"#));
+    let search = |known: Vec<PubKey>, all: &[RawEvent]| {
+        let (mut search, mut asked) = (page::Search::new(key(owner), key(2), known), 1);
+        while search.take(&answer(all, &search.ask())) {
+            asked += 1;
+        }
+        let names: Vec<String> = search.end().iter().map(|sibling| sibling.name.to_string()).collect();
+        (names, asked)
+    };
+    assert_eq!(
+        page::siblings(&answer(&all, &page::Search::new(key(owner), key(2), vec![]).ask()), key(owner), key(2)),
+        []
+    );
+    let (names, asked) = search(vec![], &all);
+    assert_eq!(names, ["scout"]);
+    assert!((4..=limits::PROFILES_PAGES_MAX).contains(&asked), "{asked}");
+    // However many there are, looking ends; who was found before is found again.
+    all.extend((0..5_000).map(|n| stranger(1_000 + n)));
+    assert_eq!(search(vec![], &all), (vec![], limits::PROFILES_PAGES_MAX));
+    assert_eq!(search(vec![key(3)], &all), (vec!["scout".to_owned()], limits::PROFILES_PAGES_MAX + 1));
+    assert_eq!(search(vec![], &all[..10]).1, 1, "a relay with few is asked once");
+}

@@ -3,11 +3,11 @@
 //!
 //! A socket is `<home>/run/tools/<pid>-<random>.sock`, mode 0600 in a directory of mode 0700, and goes with its session.
 //! What a program is given is the path of this program and of the socket: nothing secret. Who may connect is checked
-//! where connections are taken, by the peer's user.
+//! where connections are taken, by the peer's user and by who started it.
 //! Must not: leave sockets behind for longer than until the next start, or follow a link.
 
 use std::io;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 
@@ -51,15 +51,18 @@ impl Bridge {
         Self { home, command }
     }
 
-    /// Takes away what processes left that run no more.
+    /// Takes away the sockets that processes left that run no more. What is no socket stays, and so does a socket that
+    /// somebody serves: a process that counts its processes by itself may share the home.
     pub fn sweep(&self) -> Result<(), HomeError> {
         let directory = self.directory()?;
         let failed = |source| HomeError::Io { verb: "list", path: directory.clone(), source };
         for entry in std::fs::read_dir(&directory).map_err(failed)?.take(NAMES_MAX) {
-            let name = entry.map_err(failed)?.file_name();
+            let entry = entry.map_err(failed)?;
+            let name = entry.file_name();
             let pid = name.to_str().and_then(|name| name.split_once('-')?.0.parse().ok());
-            if pid.is_some_and(|pid| !is_running(pid)) {
-                home::remove(&directory.join(&name))?;
+            let is_socket = entry.file_type().is_ok_and(|kind| kind.is_socket());
+            if is_socket && pid.is_some_and(|pid| !is_running(pid)) && is_nobodys(&entry.path()) {
+                home::remove(&entry.path())?;
             }
         }
         Ok(())
@@ -92,6 +95,10 @@ impl tools::Bridge for Bridge {
 fn text(path: &Path) -> io::Result<String> {
     let text = path.to_str().map(str::to_owned);
     text.ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, "the home's path is not UTF-8"))
+}
+
+fn is_nobodys(socket: &Path) -> bool {
+    connect(socket).is_err_and(|error| error.kind() == io::ErrorKind::ConnectionRefused)
 }
 
 /// Connects to a session's socket, whose path may be longer than one of a socket can be.
@@ -148,13 +155,21 @@ mod tests {
         let place = bridge(dir.path()).open().expect("a place");
         let run = dir.path().join(DIRECTORY);
         // Beyond any pid that a system gives.
-        for name in [format!("{}-0.sock", i32::MAX), "notes.txt".to_owned()] {
-            std::fs::write(run.join(name), "").expect("written");
+        let named = |what: &str| run.join(format!("{}-{what}.sock", i32::MAX));
+        let bind = |path: &Path| std::os::unix::net::UnixListener::bind(path).expect("bound");
+        drop(bind(&named("left")));
+        // Of a process that is not one of those that we see.
+        let served = bind(&named("served"));
+        std::fs::create_dir(named("directory")).expect("made");
+        for path in [named("file"), run.join("notes.txt")] {
+            std::fs::write(path, "").expect("written");
         }
+        assert_eq!(sockets(dir.path()).len(), 6);
         bridge(dir.path()).sweep().expect("swept");
         let left = sockets(dir.path());
-        assert_eq!(left.len(), 2, "{left:?}");
-        assert!(left.contains(&run.join("notes.txt")) && left.iter().any(|path| path != &run.join("notes.txt")));
+        assert_eq!(left.len(), 5, "{left:?}");
+        assert!(!left.contains(&named("left")), "{left:?}");
+        drop(served);
         drop(place);
     }
 }

@@ -106,7 +106,9 @@ impl Instance {
         // Two drivers on one set of records would each take the other's turns for dead ones.
         let lock = DirLock::acquire(&plan.directory)?;
         let store = Arc::new(AgentStore::open(&plan.directory.join(RECORDS))?);
-        plan.bridge.sweep()?;
+        if let Err(error) = plan.bridge.sweep() {
+            tracing::warn!(agent = %plan.name, %error, "what ended processes left of their tools stays there");
+        }
         let (says, state) = watch::channel(State::Running);
         let first = Generation::start(&plan, plan.has_leases, &store, &drive)?;
         let (shows, handles) = watch::channel(Some(first.handles.clone()));

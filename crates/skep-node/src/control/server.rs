@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use skep_agent::tools::is_same_user;
 use skep_proto::control::{Answer, LineError, Reply, Request};
 use skep_proto::limits;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
@@ -85,10 +86,6 @@ async fn accept(listener: UnixListener, fleet: Arc<Fleet>) {
             }
         }
     }
-}
-
-fn is_same_user(stream: &UnixStream) -> bool {
-    stream.peer_cred().is_ok_and(|peer| peer.uid() == rustix::process::geteuid().as_raw())
 }
 
 async fn turn_away(mut stream: UnixStream, why: String) -> std::io::Result<()> {

@@ -79,10 +79,13 @@ pub fn start_log() {
     start_log_at("info");
 }
 
+/// The protocol's crate logs what programs of agents send, whole: only where `RUST_LOG` wants it.
+const QUIET: &str = "rmcp=off";
+
 /// The same where `RUST_LOG` is not set, from this level on.
 pub fn start_log_at(level: &str) {
     let filter = tracing_subscriber::EnvFilter::try_from_default_env()
-        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new(level));
+        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new(format!("{level},{QUIET}")));
     // A second start in one process keeps the first log.
     let _ = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).try_init();
 }
