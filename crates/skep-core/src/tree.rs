@@ -64,11 +64,37 @@ pub fn linked(text: &str) -> Option<&str> {
     text.strip_prefix("gitdir: ").map(|path| path.trim_end_matches(['\n', '\r'])).filter(|path| !path.is_empty())
 }
 
+/// What holds a tree whatever is committed in it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Bar {
+    /// Somebody said so: `git worktree lock`.
+    Locked,
+    /// Of what is in them git is not asked here: they have configurations of their own.
+    Submodules,
+    /// Git is in the middle of this, and keeps there what is nowhere else: commits, a stash.
+    Unfinished(&'static str),
+}
+
+/// What says so where git keeps what belongs to a worktree, by its presence (gitrepository-layout(5)).
+pub const BARS: [(&str, Bar); 10] = [
+    ("locked", Bar::Locked),
+    ("modules", Bar::Submodules),
+    ("rebase-merge", Bar::Unfinished("rebase")),
+    ("rebase-apply", Bar::Unfinished("rebase")),
+    ("MERGE_HEAD", Bar::Unfinished("merge")),
+    ("MERGE_AUTOSTASH", Bar::Unfinished("merge")),
+    ("CHERRY_PICK_HEAD", Bar::Unfinished("cherry-pick")),
+    ("REVERT_HEAD", Bar::Unfinished("revert")),
+    ("sequencer", Bar::Unfinished("cherry-pick or revert")),
+    ("BISECT_LOG", Bar::Unfinished("bisect")),
+];
+
 /// What is known of a tree when it is asked whether it may go.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Standing {
     /// A backend works in it.
     pub is_used: bool,
+    pub barred: Option<Bar>,
     /// Something in it is not committed.
     pub is_dirty: bool,
     /// Commits of it that are on no other branch.
@@ -79,6 +105,7 @@ pub struct Standing {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Kept {
     Used,
+    Barred(Bar),
     Dirty,
     OnlyHere(u64),
     /// Git would not say, or would not do it.
@@ -90,6 +117,7 @@ impl Standing {
     pub fn kept(&self) -> Option<Kept> {
         match *self {
             Self { is_used: true, .. } => Some(Kept::Used),
+            Self { barred: Some(bar), .. } => Some(Kept::Barred(bar)),
             Self { is_dirty: true, .. } => Some(Kept::Dirty),
             Self { only_here: 1.., .. } => Some(Kept::OnlyHere(self.only_here)),
             _ => None,
@@ -101,6 +129,9 @@ impl fmt::Display for Kept {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Used => f.write_str("in use"),
+            Self::Barred(Bar::Locked) => f.write_str("is locked (git worktree lock)"),
+            Self::Barred(Bar::Submodules) => f.write_str("has submodules, in which Skep does not look"),
+            Self::Barred(Bar::Unfinished(what)) => write!(f, "is in the middle of a {what}"),
             Self::Dirty => f.write_str("has changes that are not committed"),
             Self::OnlyHere(1) => f.write_str("has a commit that is on no other branch"),
             Self::OnlyHere(n) => write!(f, "has {n} commits that are on no other branch"),
@@ -156,9 +187,14 @@ mod tests {
 
     #[test]
     fn a_tree_goes_only_when_nothing_is_lost_with_it() {
-        let merged = Standing { is_used: false, is_dirty: false, only_here: 0 };
+        let merged = Standing { is_used: false, barred: None, is_dirty: false, only_here: 0 };
         assert_eq!(merged.kept(), None);
         assert_eq!(Standing { is_used: true, ..merged }.kept(), Some(Kept::Used));
+        for (mark, bar) in BARS {
+            assert_eq!(Standing { barred: Some(bar), ..merged }.kept(), Some(Kept::Barred(bar)), "{mark}");
+        }
+        let rebase = Kept::Barred(Bar::Unfinished("rebase"));
+        assert_eq!(rebase.to_string(), "is in the middle of a rebase");
         assert_eq!(Standing { is_dirty: true, ..merged }.kept(), Some(Kept::Dirty));
         assert_eq!(Standing { only_here: 2, ..merged }.kept(), Some(Kept::OnlyHere(2)));
         assert_eq!(Kept::OnlyHere(1).to_string(), "has a commit that is on no other branch");

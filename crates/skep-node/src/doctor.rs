@@ -12,7 +12,7 @@ use rustix::process::{Resource, getrlimit};
 use serde::Serialize;
 use serde_json::Value;
 use skep_core::health::Skew;
-use skep_proto::limits::Limits;
+use skep_proto::limits::{Limits, TREES_MAX};
 use skep_proto::{Filter, Timestamp};
 
 use crate::agent::trees::Checked;
@@ -144,7 +144,13 @@ pub fn examine(
     }
     for Checked { agent, repo, found } in trees {
         match found {
-            Ok(()) => report.ok("repo", format!("{agent}: {repo}")),
+            Ok(count) if *count < TREES_MAX => {
+                report.ok("repo", format!("{agent}: {repo}, {count} of {} worktrees", TREES_MAX));
+            }
+            Ok(count) => {
+                let mend = format!("skep agent trees {agent} --prune; merge what it keeps");
+                report.wrong_because("repo", format!("{agent}: {count} worktrees, and room for no other"), mend);
+            }
             Err(why) => {
                 let mend = format!("mend that, or leave `repo` of {agent} out of the configuration");
                 report.wrong_because("repo", format!("{agent}: {why}"), mend);

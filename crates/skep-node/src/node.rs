@@ -9,8 +9,9 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::future::join_all;
 use skep_proto::control::{Answer, Ask, NodeStatus, Outcome, RelayStatus};
-use skep_proto::limits;
+use skep_proto::{PubKey, limits};
 use skep_relay::Relay;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, timeout_at};
@@ -111,8 +112,8 @@ impl Node {
         let (plan, shown) = (blueprint.clone(), Arc::clone(&fleet));
         let instances = blocking(move || {
             let Blueprint { home, settings, .. } = &plan;
-            let each = settings.agent.iter().zip(keys);
-            each.filter_map(|(agent, keys)| start_agent(&shown, home, settings, agent, keys).ok()).collect()
+            let each = settings.agent.iter().zip(keys).collect();
+            start_agents(&shown, home, settings, each).into_iter().filter_map(|(_, started)| started.ok()).collect()
         })
         .await;
         let server = Server::start(home, Arc::clone(&fleet))?;
@@ -176,10 +177,10 @@ fn start_added(blueprint: &Blueprint, fleet: &Fleet) -> (Answer, Vec<Instance>) 
     };
     let ring = Keyring::of(&blueprint.home);
     let (mut outcomes, mut instances) = (Vec::new(), Vec::new());
-    for agent in settings.agent.iter().filter(|agent| !fleet.is_started(&agent.name)) {
-        let keys = load(&ring, agent, unattended_passphrase);
-        // The lock directory is the process's: two of them would be two machines.
-        let started = start_agent(fleet, &blueprint.home, &blueprint.settings, agent, keys);
+    let added = settings.agent.iter().filter(|agent| !fleet.is_started(&agent.name));
+    let each = added.map(|agent| (agent, load(&ring, agent, unattended_passphrase))).collect();
+    // The lock directory is the process's: two of them would be two machines.
+    for (agent, started) in start_agents(fleet, &blueprint.home, &blueprint.settings, each) {
         let (is_done, text) = match &started {
             Ok(_) => (true, "started".to_owned()),
             Err(why) => (false, format!("not started: {}", report::cut(why))),
@@ -233,26 +234,48 @@ fn unattended_passphrase(what: &str) -> Result<SecretText, KeyError> {
     }
 }
 
-/// Starts one agent, and shows it either way. The error is for a person. It blocks.
-fn start_agent(
+/// Starts agents, and shows each either way. The errors are for a person. It blocks; for repositories no longer than for
+/// the slowest of them.
+fn start_agents<'a>(
     fleet: &Fleet,
     home: &Home,
     settings: &Settings,
+    agents: Vec<(&'a AgentSettings, Result<Keys, KeyError>)>,
+) -> Vec<(&'a AgentSettings, Result<Instance, String>)> {
+    let planned = agents.into_iter().map(|(agent, keys)| {
+        let pubkey = keys.as_ref().ok().map(Keys::pubkey);
+        (agent, pubkey, plan(home, settings, agent, keys))
+    });
+    let looked_at = planned.map(async |(agent, pubkey, plan)| {
+        let plan = match plan {
+            Ok(plan) => plan.check_trees().await.map(|()| plan).map_err(|error| format!("repo: {error}")),
+            Err(why) => Err(why),
+        };
+        (agent, pubkey, plan)
+    });
+    let looked_at = tokio::runtime::Handle::current().block_on(join_all(looked_at));
+    let start = |(agent, pubkey, plan)| (agent, start_agent(fleet, home, agent, pubkey, plan));
+    looked_at.into_iter().map(start).collect()
+}
+
+fn plan(home: &Home, settings: &Settings, agent: &AgentSettings, keys: Result<Keys, KeyError>) -> Result<Plan, String> {
+    let keys = keys.map_err(|error| with_hint(&error, error.hint()))?;
+    let plan = agent.plan(&settings.leader, keys, home.path(), std::env::vars()).map_err(|error| error.of_agent())?;
+    Ok(Plan { shared: settings.budget.limits(), ..plan })
+}
+
+fn start_agent(
+    fleet: &Fleet,
+    home: &Home,
     agent: &AgentSettings,
-    keys: Result<Keys, KeyError>,
+    pubkey: Option<PubKey>,
+    plan: Result<Plan, String>,
 ) -> Result<Instance, String> {
-    let pubkey = keys.as_ref().ok().map(Keys::pubkey);
-    let start = || -> Result<(Facts, Instance), String> {
-        let keys = keys.map_err(|error| with_hint(&error, error.hint()))?;
-        let plan =
-            agent.plan(&settings.leader, keys, home.path(), std::env::vars()).map_err(|error| error.of_agent())?;
-        let plan = Plan { shared: settings.budget.limits(), ..plan };
-        tokio::runtime::Handle::current().block_on(plan.check_trees()).map_err(|error| format!("repo: {error}"))?;
+    let start = |plan: Plan| {
         let facts = Facts::of_plan(agent, &plan, home.path());
-        let instance = Instance::start(plan).map_err(|error| error.to_string())?;
-        Ok((facts, instance))
+        Instance::start(plan).map(|instance| (facts, instance)).map_err(|error| error.to_string())
     };
-    match start() {
+    match plan.and_then(start) {
         Ok((facts, instance)) => {
             fleet.put(facts, Ok(instance.contact().clone()));
             Ok(instance)

@@ -121,6 +121,16 @@ pub const KILL_STEP_MS: u64 = 5_000;
 /// disk, on a busy one several times that. The turn that waits for it must not pass for stuck meanwhile.
 pub const GIT_MS_MAX: u64 = 5 * 60 * 1_000;
 
+/// Milliseconds that git may take at the start of an agent to say whether trees can be made: three questions of some
+/// 10 ms, and a cold disk. All agents are looked at beside each other, and one that is not known by then is started.
+pub const TREES_CHECK_MS_MAX: u64 = 5_000;
+
+/// Trees of one agent: 256 checkouts of 100 MiB are 25 GiB, and to list them git is asked 256 x 8 times, about 10 s.
+pub const TREES_MAX: usize = 256;
+
+/// Bytes that are read of a file in a tree, or of what belongs to it: a path on a line, and a path has no more.
+pub const TREE_TEXT_BYTES_MAX: u64 = 4_096;
+
 /// Files of a tree that are looked at to say how large it is: 1,000,000 x about 2 µs is 2 s.
 pub const TREE_FILES_COUNTED_MAX: u64 = 1_000_000;
 

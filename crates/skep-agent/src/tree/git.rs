@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use skep_proto::limits;
-use tokio::io::AsyncReadExt;
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, BufReader};
 
 use super::TreeError;
 use crate::child::{Child, Environment, Exit, Ladder, Program};
@@ -12,11 +12,15 @@ use crate::text::cut;
 /// Bytes of an answer that are read. What is asked here is answered in a line, or by whether there is any answer.
 const ANSWER_BYTES_MAX: u64 = 64 * 1024;
 
+/// Bytes of a line that are read at once where only its beginning counts.
+const LINE_PIECE_BYTES: u64 = 4096;
+
 /// Bytes of git's own words in an error.
 const WORDS_BYTES_MAX: usize = 300;
 
 /// Before each question. What a repository's configuration would have git run on the way is not run, and nothing goes
-/// on when git has answered. Filters that a checkout needs (LFS) are no part of that.
+/// on when git has answered. Filters that a checkout needs (LFS), and what a partial clone has git run to fetch what is
+/// missing (`core.sshCommand`, `remote.<name>.uploadpack`), are no part of that.
 const ALWAYS: [&str; 12] = [
     "--no-pager",
     "-c",
@@ -67,6 +71,16 @@ impl Answer {
     pub fn line(&self) -> Option<&str> {
         self.is_well().then(|| self.text.trim_end_matches('\n')).filter(|line| !line.is_empty())
     }
+
+    /// What was said, where it had to be done. `args` are what was asked.
+    pub fn done(self, args: &[&str]) -> Result<Self, TreeError> {
+        if self.is_well() {
+            return Ok(self);
+        }
+        let verb = args.iter().take(2).copied().collect::<Vec<_>>().join(" ");
+        let said = if self.words.is_empty() { self.exit.to_string() } else { self.words };
+        Err(TreeError::Failed { verb, said })
+    }
 }
 
 impl Git {
@@ -80,32 +94,51 @@ impl Git {
 
     /// Asks in a directory, and waits for the end. Dropped meanwhile, git is killed.
     pub async fn ask(&self, cwd: &Path, args: &[&str]) -> Result<Answer, TreeError> {
-        let args = ALWAYS.iter().chain(args).map(|arg| (*arg).to_owned()).collect();
-        let program = Program { command: self.program.clone(), args, cwd: cwd.to_owned(), env: self.env.clone() };
-        let mut child = Child::spawn(program).await.map_err(|error| TreeError::NoGit(error.to_string()))?;
-        drop(child.take_stdin());
+        let mut child = self.start(cwd, args).await?;
         let mut bytes = Vec::new();
         if let Some(stdout) = child.take_stdout() {
             // What cannot be read is missing, as what git did not say.
             let _ = stdout.take(ANSWER_BYTES_MAX).read_to_end(&mut bytes).await;
         }
+        Ok(Self::end(child, String::from_utf8_lossy(&bytes).into_owned()).await)
+    }
+
+    async fn start(&self, cwd: &Path, args: &[&str]) -> Result<Child, TreeError> {
+        let args = ALWAYS.iter().chain(args).map(|arg| (*arg).to_owned()).collect();
+        let program = Program { command: self.program.clone(), args, cwd: cwd.to_owned(), env: self.env.clone() };
+        let mut child = Child::spawn(program).await.map_err(|error| TreeError::NoGit(error.to_string()))?;
+        drop(child.take_stdin());
+        Ok(child)
+    }
+
+    async fn end(mut child: Child, text: String) -> Answer {
         // It may go on after its last word, for as long as whoever asks lets it.
         let exit = child.wait().await;
         // It has ended: this closes what is left of it.
         child.shutdown(Ladder::default()).await;
         let words = words(&child.last_words().await);
-        Ok(Answer { exit, text: String::from_utf8_lossy(&bytes).into_owned(), words })
+        Answer { exit, text, words }
     }
 
     /// The same, where it has to be done.
     pub async fn tell(&self, cwd: &Path, args: &[&str]) -> Result<Answer, TreeError> {
-        let answer = self.ask(cwd, args).await?;
-        if answer.is_well() {
-            return Ok(answer);
+        self.ask(cwd, args).await?.done(args)
+    }
+
+    /// Whether a line of the answer begins so, however long the answer is.
+    pub async fn says(&self, cwd: &Path, args: &[&str], start: &str) -> Result<(Answer, bool), TreeError> {
+        let mut child = self.start(cwd, args).await?;
+        let mut is_said = false;
+        if let Some(stdout) = child.take_stdout() {
+            let mut stdout = BufReader::new(stdout);
+            let (mut piece, mut is_start) = (Vec::new(), true);
+            while let Ok(1..) = (&mut stdout).take(LINE_PIECE_BYTES).read_until(b'\n', &mut piece).await {
+                is_said |= is_start && piece.starts_with(start.as_bytes());
+                is_start = piece.ends_with(b"\n");
+                piece.clear();
+            }
         }
-        let verb = args.iter().take(2).copied().collect::<Vec<_>>().join(" ");
-        let said = if answer.words.is_empty() { answer.exit.to_string() } else { answer.words };
-        Err(TreeError::Failed { verb, said })
+        Ok((Self::end(child, String::new()).await, is_said))
     }
 
     /// A revision, as the id of its commit.
@@ -125,8 +158,13 @@ fn words(text: &str) -> String {
 
 /// Asks for no longer than git may take.
 pub async fn in_time<T>(work: impl Future<Output = Result<T, TreeError>>) -> Result<T, TreeError> {
-    let limit = std::time::Duration::from_millis(limits::GIT_MS_MAX);
-    tokio::time::timeout(limit, work).await.unwrap_or(Err(TreeError::TooLong))
+    within(limits::GIT_MS_MAX, work).await
+}
+
+/// Asks for so many milliseconds.
+pub async fn within<T>(ms: u64, work: impl Future<Output = Result<T, TreeError>>) -> Result<T, TreeError> {
+    let limit = std::time::Duration::from_millis(ms);
+    tokio::time::timeout(limit, work).await.unwrap_or(Err(TreeError::TooLong(ms / 1_000)))
 }
 
 #[cfg(test)]

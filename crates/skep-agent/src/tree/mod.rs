@@ -4,9 +4,11 @@
 //! made; tell what trees there are, and remove those with which nothing is lost (`survey`).
 //! Neighbours: `skep_core::tree` has the names and says what stays; `git` asks the program. A backend holds a
 //! [`Place`] for as long as it lives, and a tree that is held is not removed.
-//! Must not: remove what somebody may have worked on, or let a repository run anything but filters of a checkout.
+//! Must not: remove what somebody may have worked on, let a repository run anything but filters of a checkout and what
+//! fetches for a partial clone, or believe a file that lies in a tree: agents write there.
 
 mod git;
+mod look;
 pub mod survey;
 
 use std::fs::{File, Metadata};
@@ -18,17 +20,19 @@ use std::time::{Duration, SystemTime};
 
 use rustix::fs::{FlockOperation, flock};
 use rustix::io::Errno;
-use skep_core::tree::{TreeName, linked};
+use skep_core::tree::TreeName;
+use skep_proto::limits::{TREES_CHECK_MS_MAX, TREES_MAX};
 use skep_proto::name::AgentName;
 
 use crate::child::Environment;
-use git::{Git, in_time};
-
-/// What git writes into `locked` while it makes a tree, and takes away when it is whole.
-const MAKING: &str = "initializing";
+use git::{Git, in_time, within};
+use look::{Found, head, look, open_directory};
 
 /// Locks of git that a process leaves behind that was killed.
 const LOCKS: [&str; 2] = ["index.lock", "HEAD.lock"];
+
+/// Before the name of a tree that is being deleted, so that nobody takes what is left of it for a tree.
+const GOING: &str = ".going-";
 
 /// A tree that is removed while it is taken up is made again so often.
 const ROUNDS_MAX: u32 = 3;
@@ -49,16 +53,18 @@ pub enum TreeError {
     Inside(PathBuf),
     #[error("{} has no commit {base:?}; commit something there, or name another base", path.display())]
     NoCommit { path: PathBuf, base: String },
-    #[error("{} is in the way of a worktree, and git does not know it; move it away", .0.display())]
+    #[error("{} is in the way of a worktree, and is none of the agent's repository; move it away", .0.display())]
     InTheWay(PathBuf),
+    #[error("{} has {TREES_MAX} worktrees, and no room for another; `skep agent trees --prune` removes what is merged", .0.display())]
+    TooMany(PathBuf),
     #[error("{} is not a path that git can be given: it is not UTF-8", .0.display())]
     NotText(PathBuf),
     #[error("{} is being removed", .0.display())]
     Going(PathBuf),
     #[error("git {verb}: {said}")]
     Failed { verb: String, said: String },
-    #[error("git took longer than {} s", skep_proto::limits::GIT_MS_MAX / 1_000)]
-    TooLong,
+    #[error("git took longer than {0} s")]
+    TooLong(u64),
     #[error("cannot {verb} {}: {cause}", path.display())]
     Files { verb: &'static str, path: PathBuf, cause: String },
 }
@@ -99,17 +105,6 @@ pub struct Conversation {
     pub name: String,
 }
 
-/// What lies where a tree should be.
-#[derive(Debug, Clone, PartialEq, Eq)]
-enum Found {
-    Nothing,
-    /// Git was killed while it made it: nobody worked there yet.
-    HalfMade,
-    /// With the place where git keeps what belongs to it.
-    Whole(PathBuf),
-    Other,
-}
-
 impl Trees {
     /// Trees of `repo` below `root`, on branches of this agent that begin at `base` (nothing: where the repository's
     /// `HEAD` is). `git` is the program, `host` what it may have of an environment. What locked a tree before `since`
@@ -138,24 +133,38 @@ impl Trees {
         &self.0.root
     }
 
+    /// How many there are, whole or not.
+    pub fn count(&self) -> Result<usize, TreeError> {
+        self.names().map(|names| names.len())
+    }
+
     /// Whether trees can be made: what would otherwise show at the first turn.
     pub async fn check(&self) -> Result<(), TreeError> {
-        in_time(self.begin()).await.map(drop)
+        within(TREES_CHECK_MS_MAX, self.begin()).await.map(drop)
+    }
+
+    /// Where the repository keeps what all its trees have in common. Canonical.
+    async fn common(&self) -> Result<PathBuf, TreeError> {
+        let Inner { git, repo, .. } = &*self.0;
+        let asked = repo.clone();
+        // It may be on a disk that does not answer.
+        if !blocking(move || Ok(asked.is_dir())).await.unwrap_or_default() {
+            return Err(TreeError::NoDirectory(repo.clone()));
+        }
+        let found = git.ask(repo, &["rev-parse", "--show-prefix", "--git-common-dir"]).await?;
+        let common = match found.text.split_once('\n') {
+            Some(("", common)) if found.is_well() => repo.join(common.trim_end_matches('\n')),
+            Some(_) if found.is_well() => return Err(TreeError::Inside(repo.clone())),
+            _ => return Err(TreeError::NoRepository { path: repo.clone(), said: found.words }),
+        };
+        let shown = common.clone();
+        blocking(move || common.canonicalize()).await.map_err(TreeError::files("find", &shown))
     }
 
     /// The commit that a new tree begins at.
     async fn begin(&self) -> Result<String, TreeError> {
+        self.common().await?;
         let Inner { git, repo, .. } = &*self.0;
-        if !repo.is_dir() {
-            return Err(TreeError::NoDirectory(repo.clone()));
-        }
-        let prefix = git.ask(repo, &["rev-parse", "--show-prefix"]).await?;
-        if !prefix.is_well() {
-            return Err(TreeError::NoRepository { path: repo.clone(), said: prefix.words });
-        }
-        if prefix.line().is_some() {
-            return Err(TreeError::Inside(repo.clone()));
-        }
         let base = self.base();
         let commit = git.commit(repo, base).await?;
         commit.ok_or_else(|| TreeError::NoCommit { path: repo.clone(), base: base.to_owned() })
@@ -174,31 +183,59 @@ impl Trees {
         let root = &self.0.root;
         let made = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(root);
         made.map_err(TreeError::files("create", root))?;
+        let common = self.common().await?;
         let path = root.join(name.as_str());
         for _ in 0..ROUNDS_MAX {
-            match look(&path)? {
-                Found::Whole(_) => {}
-                Found::Other => return Err(TreeError::InTheWay(path)),
-                found => {
-                    if found == Found::HalfMade {
-                        remove_all(path.clone()).await?;
+            {
+                // Beside others who make trees, and not while one is taken out of the way.
+                let _making = lock(root, FlockOperation::NonBlockingLockShared).await?;
+                match look(&path, &common).await? {
+                    Found::Whole(_) => {}
+                    Found::Other => return Err(TreeError::InTheWay(path)),
+                    found => {
+                        if found == Found::HalfMade {
+                            remove_all(self.set_aside(name).await?).await?;
+                        }
+                        self.add(name, &path).await?;
                     }
-                    self.add(name, &path).await?;
                 }
             }
             // From here on nobody removes it; somebody may have done so just before.
             let Some(held) = hold(&path).await? else { continue };
-            let Found::Whole(gitdir) = look(&path)? else { continue };
+            let Found::Whole(gitdir) = look(&path, &common).await? else { continue };
             self.unlock(&gitdir);
-            let head = std::fs::read_to_string(gitdir.join("HEAD")).unwrap_or_default();
-            let branch = head.trim_end().strip_prefix("ref: refs/heads/").map(str::to_owned);
+            let branch = head(gitdir).await;
             return Ok(Place { path, branch, _use: held });
         }
         Err(TreeError::Going(path))
     }
 
+    /// Takes a tree out of the way, all of it at once. Gives where it is then.
+    async fn set_aside(&self, name: &TreeName) -> Result<PathBuf, TreeError> {
+        let (path, going) = (self.0.root.join(name.as_str()), self.0.root.join(format!("{GOING}{name}")));
+        // Left by somebody who was killed.
+        remove_all(going.clone()).await?;
+        std::fs::rename(&path, &going).map_err(TreeError::files("move", &path))?;
+        Ok(going)
+    }
+
+    /// Deletes what was taken out of the way by somebody who was killed. It blocks. What cannot be deleted stays.
+    pub fn clear(&self) {
+        for entry in std::fs::read_dir(&self.0.root).into_iter().flatten().flatten() {
+            let is_going = entry.file_name().to_str().is_some_and(|name| name.starts_with(GOING));
+            // One that is held is being deleted now.
+            let alone = || try_lock(&entry.path(), FlockOperation::NonBlockingLockExclusive);
+            if is_going && let Ok(Some(_alone)) = alone() {
+                let _ = std::fs::remove_dir_all(entry.path());
+            }
+        }
+    }
+
     async fn add(&self, name: &TreeName, path: &Path) -> Result<(), TreeError> {
         let Inner { git, repo, agent, .. } = &*self.0;
+        if self.count()? >= TREES_MAX {
+            return Err(TreeError::TooMany(self.0.root.clone()));
+        }
         let commit = self.begin().await?;
         let path = path.to_str().ok_or_else(|| TreeError::NotText(path.to_owned()))?;
         // Git may know a tree here that is gone. Twice: also while it was being made.
@@ -253,7 +290,7 @@ async fn hold(path: &Path) -> Result<Option<File>, TreeError> {
 
 /// Locks a directory. `None`: another has it.
 fn try_lock(path: &Path, how: FlockOperation) -> io::Result<Option<File>> {
-    let directory = File::open(path)?;
+    let directory = open_directory(path)?;
     match flock(&directory, how) {
         Ok(()) => Ok(Some(directory)),
         Err(Errno::WOULDBLOCK) => Ok(None),
@@ -261,30 +298,26 @@ fn try_lock(path: &Path, how: FlockOperation) -> io::Result<Option<File>> {
     }
 }
 
-fn look(path: &Path) -> Result<Found, TreeError> {
-    let meta = match std::fs::symlink_metadata(path) {
-        Ok(meta) => meta,
-        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Found::Nothing),
-        Err(error) => return Err(TreeError::files("look at", path)(error)),
-    };
-    if !meta.is_dir() {
-        return Ok(Found::Other);
+/// The same, as soon as nobody has it against that.
+async fn lock(path: &Path, how: FlockOperation) -> Result<File, TreeError> {
+    loop {
+        match try_lock(path, how).map_err(TreeError::files("lock", path))? {
+            Some(file) => return Ok(file),
+            None => tokio::time::sleep(HOLD_AGAIN).await,
+        }
     }
-    let Ok(text) = std::fs::read_to_string(path.join(".git")) else {
-        let is_empty = std::fs::read_dir(path).map_err(TreeError::files("read", path))?.next().is_none();
-        // Git begins with an empty directory; it takes no other.
-        return Ok(if is_empty && std::fs::remove_dir(path).is_ok() { Found::Nothing } else { Found::Other });
-    };
-    let Some(gitdir) = linked(&text).map(|gitdir| path.join(gitdir)).filter(|gitdir| gitdir.is_dir()) else {
-        return Ok(Found::Other);
-    };
-    let locked = std::fs::read_to_string(gitdir.join("locked")).unwrap_or_default();
-    Ok(if locked.trim() == MAKING { Found::HalfMade } else { Found::Whole(gitdir) })
 }
 
-/// A large checkout takes a while.
+/// A large checkout takes a while. What is not there is removed.
 async fn remove_all(path: PathBuf) -> Result<(), TreeError> {
     let shown = path.clone();
-    let removed = tokio::task::spawn_blocking(move || std::fs::remove_dir_all(&path)).await;
-    removed.unwrap_or_else(|ended| Err(io::Error::other(ended))).map_err(TreeError::files("remove", &shown))
+    let removed = blocking(move || std::fs::remove_dir_all(&path)).await;
+    removed
+        .or_else(|error| if error.kind() == ErrorKind::NotFound { Ok(()) } else { Err(error) })
+        .map_err(TreeError::files("remove", &shown))
+}
+
+/// Asks the disk, on a thread that nobody else waits for.
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> io::Result<T> + Send + 'static) -> io::Result<T> {
+    tokio::task::spawn_blocking(work).await.unwrap_or_else(|ended| Err(io::Error::other(ended)))
 }

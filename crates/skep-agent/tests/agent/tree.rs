@@ -4,12 +4,18 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, SystemTime};
 
+use rustix::fs::{CWD, FileType, Mode, mknodat};
 use skep_agent::tree::survey::Tree;
 use skep_agent::tree::{TreeError, Trees};
 use skep_agent::words::{BackendError, Ended};
 use skep_agent::{Backend, Environment, Kind, Spec};
-use skep_core::tree::Kept;
+use skep_core::tree::{Bar, Kept};
 use tempfile::TempDir;
+
+#[path = "tree/forged.rs"]
+mod forged;
+#[path = "tree/going.rs"]
+mod going;
 
 use crate::desk::{demo, env, listen, never, prompt, quick, until};
 
@@ -71,6 +77,13 @@ fn git(cwd: &Path, args: &[&str]) -> String {
 fn commit(cwd: &Path, what: &str) {
     git(cwd, &["add", "--all"]);
     git(cwd, &["commit", "--quiet", "--message", what]);
+}
+
+/// Has git wait for ever for what a configuration includes.
+fn hang(config: &Path, pipe: &Path) {
+    let text = std::fs::read_to_string(config).expect("there");
+    std::fs::write(config, format!("{text}[include]\n\tpath = {}\n", pipe.display())).expect("written");
+    mknodat(CWD, pipe, FileType::Fifo, Mode::from(0o600), 0).expect("a pipe");
 }
 
 fn branch(path: &Path) -> String {
@@ -292,7 +305,7 @@ async fn only_a_tree_with_which_nothing_is_lost_is_removed() {
 
     git(&place.repo, &["worktree", "lock", path.to_str().expect("text")]);
     let kept = trees.remove(&name).await;
-    assert!(matches!(&kept, Err(Kept::Unknown(why)) if why.contains("locked")), "{kept:?}");
+    assert!(matches!(&kept, Err(Kept::Barred(Bar::Locked))), "{kept:?}");
     git(&place.repo, &["worktree", "unlock", path.to_str().expect("text")]);
     assert_eq!(trees.remove(&name).await, Ok(()));
     assert!(!path.exists());

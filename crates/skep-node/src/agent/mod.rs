@@ -77,11 +77,19 @@ pub struct Plan {
 }
 
 impl Plan {
-    /// Whether its conversations will have a place to work: better told at the start than at the first turn.
+    /// Whether its conversations will have a place to work: better told at the start than at the first turn. What is
+    /// not known in time is no reason not to start. Deletes what a killed process left of trees, beside that.
     pub async fn check_trees(&self) -> Result<(), TreeError> {
-        match &self.trees {
-            Some(trees) => trees.check().await,
-            None => Ok(()),
+        let Some(trees) = &self.trees else { return Ok(()) };
+        let left = trees.clone();
+        // Nobody waits for it.
+        drop(tokio::task::spawn_blocking(move || left.clear()));
+        match trees.check().await {
+            Err(error @ TreeError::TooLong(_)) => {
+                tracing::warn!(agent = %self.name, %error, "its repository does not answer; it is started all the same");
+                Ok(())
+            }
+            found => found,
         }
     }
 }

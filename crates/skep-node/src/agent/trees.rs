@@ -4,11 +4,12 @@
 
 use std::path::Path;
 
+use futures_util::future::join_all;
 use skep_agent::child::environment::Environment;
 use skep_agent::driver::tree_fact;
 use skep_agent::tree::survey::Tree;
 use skep_agent::tree::{TreeError, Trees};
-use skep_core::tree::Kept;
+use skep_core::tree::{Bar, Kept};
 use skep_store::AgentStore;
 
 use super::RECORDS;
@@ -40,11 +41,11 @@ pub struct Row {
 pub struct Checked {
     pub agent: String,
     pub repo: String,
-    /// What is wrong, with what mends it.
-    pub found: Result<(), String>,
+    /// How many there are; else what is wrong, with what mends it.
+    pub found: Result<usize, String>,
 }
 
-/// All trees, of agents that have a repository now and of those that had one. With `is_pruning`, those go with which
+/// All trees, of agents that have a repository now and of those that had one; what they are is told of the former. With `is_pruning`, those go with which
 /// nothing is lost. `host` is the environment that a child may have something of.
 pub async fn rows(
     agents: &[&AgentSettings],
@@ -61,9 +62,17 @@ pub async fn rows(
         let trees = agent.trees_left(home, &environment(host)?)?;
         let failed = |cause| TreesError::Tree { agent: agent.name.clone(), cause };
         let records = AgentStore::open_to_read(&directory.join(RECORDS)).ok();
+        if is_pruning {
+            let left = trees.clone();
+            // What it cannot delete stays for the next time.
+            let _ = tokio::task::spawn_blocking(move || left.clear()).await;
+        }
         for tree in trees.survey().await.map_err(failed)? {
             let conversation = records.as_ref().and_then(|records| records.fact(&tree_fact(&tree.name)).ok()?);
             let (tree, is_gone) = if is_pruning { prune(&trees, tree).await } else { (tree, false) };
+            if is_gone && conversation.is_some() && !tree.path.exists() {
+                forget(&directory.join(RECORDS), &tree);
+            }
             rows.push(Row { agent: agent.name.clone(), conversation, tree, is_gone });
         }
     }
@@ -80,19 +89,26 @@ async fn prune(trees: &Trees, tree: Tree) -> (Tree, bool) {
     }
 }
 
-/// Whether each agent that has a repository can work on it.
+/// The records name the conversation of a tree for as long as there is one. Its next turn writes it down again.
+fn forget(records: &Path, tree: &Tree) {
+    let done = AgentStore::open(records).and_then(|records| records.set_fact(&tree_fact(&tree.name), None));
+    if let Err(error) = done {
+        tracing::warn!(%error, tree = %tree.name, "the records still name a tree that was removed");
+    }
+}
+
+/// Whether each agent that has a repository can work on it. They are looked at beside each other.
 pub async fn check_all(agents: &[AgentSettings], home: &Path, host: &[(String, String)]) -> Vec<Checked> {
-    let mut checked = Vec::new();
-    for agent in agents.iter().filter(|agent| !agent.repo.is_empty()) {
+    let check = async |agent: &AgentSettings| {
         let trees = environment(host).and_then(|env| agent.trees(home, &env));
         let found = match trees {
-            Ok(Some(trees)) => trees.check().await.map_err(|error| error.to_string()),
-            Ok(None) => Ok(()),
+            Ok(Some(trees)) => trees.check().await.and_then(|()| trees.count()).map_err(|error| error.to_string()),
+            Ok(None) => Ok(0),
             Err(error) => Err(error.of_agent()),
         };
-        checked.push(Checked { agent: agent.name.clone(), repo: agent.repo.clone(), found });
-    }
-    checked
+        Checked { agent: agent.name.clone(), repo: agent.repo.clone(), found }
+    };
+    join_all(agents.iter().filter(|agent| !agent.repo.is_empty()).map(check)).await
 }
 
 /// What git may have of it: nothing that an agent's settings name.
@@ -106,6 +122,9 @@ fn environment(host: &[(String, String)]) -> Result<Environment, ConfigError> {
 pub fn word(kept: &Kept) -> String {
     match kept {
         Kept::Used => "in use".into(),
+        Kept::Barred(Bar::Locked) => "locked".into(),
+        Kept::Barred(Bar::Submodules) => "submodules".into(),
+        Kept::Barred(Bar::Unfinished(what)) => format!("in a {what}"),
         Kept::Dirty => "not committed".into(),
         Kept::OnlyHere(n) => format!("{n} only here"),
         Kept::Unknown(why) => why.clone(),
