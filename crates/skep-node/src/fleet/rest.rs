@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use skep_agent::driver::{note_here, note_word, pauses};
+use skep_agent::driver::{Heeded, note_here, note_word, pauses};
 use skep_proto::pause::{Held, Reach};
 use skep_proto::{RawEvent, Timestamp};
 use skep_store::AgentStore;
@@ -23,7 +23,8 @@ pub fn set_pause(directory: &Path, held: Option<&Held>) -> Result<Vec<Held>, Sta
 pub fn heed(directory: &Path, reach: &Reach, event: &RawEvent, relays: &[String]) -> Result<Vec<Held>, StartError> {
     with_records(directory, |store| {
         let mut all = pauses(store)?;
-        if note_word(store, &mut all, reach, event)? {
+        let heeded = note_word(store, &mut all, reach, event, unix_now())?;
+        if matches!(heeded, Heeded::New | Heeded::Again) {
             store.enqueue(std::slice::from_ref(event), relays, unix_now())?;
         }
         Ok(all.all())
