@@ -120,7 +120,7 @@ pub async fn speak<T>(
         for (n, line) in lines.iter_mut().enumerate().filter(|(_, line)| line.is_behind(round)) {
             line.runs = true;
             let (relay, client, words) = (&relays[n], line.client.take(), words.clone());
-            let work = async move { Step::Relay(n, round, say(relay, client, keys, options, words).await) };
+            let work = async move { Step::Relay(n, round, Box::new(say(relay, client, keys, options, words).await)) };
             running.push(Box::pin(work));
         }
         let verdicts = || lines.iter().flat_map(|line| &line.verdicts);
@@ -215,7 +215,7 @@ struct Round {
 }
 
 enum Step<T> {
-    Relay(usize, u32, Round),
+    Relay(usize, u32, Box<Round>),
     Told(T),
 }
 

@@ -208,14 +208,14 @@ Examples:
   skep resume
   skep pause --here                           this home only
 
-It is said with your key (--key, else owner, else default) on the relays that this home knows, those
-of its agents, and on --relay, and to the processes here: each instance that listens there obeys when
-it hears it, within a second where it is connected, and one that starts or comes back later does too.
-Agents on other relays hear nothing of it. Without an owner's key here it is for this home only. A
-turn that runs goes on; no new one begins, also after a restart, until it is resumed. Each pause is
-lifted by itself: skep resume lifts what was said to all, and says what still holds; skep agent resume
-what was said to that one, and in this home whatever else holds it, but for what was said to all;
---here what was said in this home, and a provider's refusal here.";
+It is said with your key (--key, else owner, else default) on the relays that this home knows,
+those of its agents, and on --relay, and to the processes here: each instance that listens there
+obeys when it hears it, within a second where it is connected, and one that starts or comes back
+later does too. Agents on other relays hear nothing of it. Without an owner's key here it is for
+this home only. A turn that runs goes on; no new one begins, also after a restart, until it is
+resumed. Each pause is lifted by itself: skep resume lifts what was said to all, and says what
+still holds; skep agent resume what was said to that one, and in this home whatever else holds it,
+but for what was said to all; --here what was said in this home, and a provider's refusal here.";
 
 const NEW_HELP: &str = "\
 Examples:
