@@ -7,7 +7,7 @@
 
 use serde::{Deserialize, Serialize};
 use skep_proto::pause::{By, Held, Pause, Reach};
-use skep_proto::{EventId, Timestamp, order};
+use skep_proto::{EventId, Filter, Kind, PubKey, Timestamp, order};
 
 /// The owner's last word, with its place in the order of such words.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -19,9 +19,22 @@ pub struct Word {
 }
 
 impl Word {
+    /// In place of one that is in the records and cannot be read: it holds, and any that is heard is newer.
+    pub fn unreadable() -> Self {
+        let reason = "what its owner said last cannot be read in its records".to_owned();
+        Self { at: 0, id: EventId([0xff; 32]), said: Pause { paused: true, reason } }
+    }
+
     fn held(&self, by: By) -> Option<Held> {
         self.said.paused.then(|| Held { by, since: self.at, reason: self.said.reason.clone() })
     }
+}
+
+/// What to ask a relay for: what the owner said last to all and to this one, two events at the most.
+pub fn filter(owner: PubKey, agent: PubKey) -> Filter {
+    let identifiers = [Reach::Fleet, Reach::Agent(agent)].map(|reach| reach.identifier());
+    let tags = vec![(b'd', identifiers.to_vec())];
+    Filter { kinds: Some(vec![Kind::APP_DATA]), authors: Some(vec![owner]), tags, ..Filter::new() }
 }
 
 /// Everything that may hold one agent.
@@ -72,7 +85,6 @@ impl Pauses {
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
-    use skep_proto::PubKey;
 
     use super::*;
 

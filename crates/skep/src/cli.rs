@@ -42,7 +42,7 @@ pub enum Command {
     /// Show what was said to the agents, and what became of it.
     #[command(after_help = INBOX_HELP)]
     Inbox(InboxArgs),
-    /// Begin no new turns, of any agent of yours, on any machine.
+    /// Begin no new turns, of any agent of yours, on the relays known here.
     #[command(after_help = PAUSE_HELP)]
     Pause(PauseArgs),
     /// Go on after a pause.

@@ -1,4 +1,5 @@
-//! What was said before a message, for a prompt: asked of the relay beside the lease, and shown once a session.
+//! What was said before a message, for a prompt: asked of the relay beside the lease, and shown once a session. Under
+//! leases the owner's word on turns is asked for with it: a machine that slept still believes its old connection.
 //!
 //! Must not: hold a prompt up for longer than a look may take, or show a session what it has seen.
 
@@ -7,8 +8,9 @@ use std::time::Duration;
 
 use futures_util::future::BoxFuture;
 use skep_core::door::Door;
+use skep_core::pause;
 use skep_core::prompt::earlier;
-use skep_proto::{EventId, RawEvent, Timestamp, limits};
+use skep_proto::{EventId, Filter, RawEvent, Timestamp, limits};
 use skep_store::StoreError;
 
 use super::desk::{Desk, Prompt};
@@ -39,7 +41,10 @@ impl<D: Door + 'static> Desk<D> {
     /// A look at what was said before, for whoever waits for it beside something else.
     pub(super) fn look_back(&self, prompt: &Prompt) -> Result<BoxFuture<'static, Vec<RawEvent>>, StoreError> {
         let letter = self.letter(&prompt.message.id)?;
-        let filters = letter.map(|letter| earlier::filters(&letter)).unwrap_or_default();
+        // First: a relay that gives more than it was asked for is cut off.
+        let word = self.setup.audience.owner.filter(|_| self.setup.has_leases);
+        let mut filters: Vec<Filter> = word.map(|owner| pause::filter(owner, self.me)).into_iter().collect();
+        filters.extend(letter.map(|letter| earlier::filters(&letter)).unwrap_or_default());
         let look = (!filters.is_empty()).then(|| self.setup.library.look_up(filters));
         Ok(Box::pin(async move {
             let Some(look) = look else { return Vec::new() };

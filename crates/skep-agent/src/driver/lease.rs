@@ -5,7 +5,7 @@
 use skep_core::door::{Accepted, Door};
 use skep_core::queue::{self, NotStarted};
 use skep_proto::lease::{Conflict, Epoch, Op, Request, Resource, granted_epoch};
-use skep_proto::{EventId, Prefix, PubKey, RawEvent, Refusal, limits};
+use skep_proto::{EventId, Kind, Prefix, PubKey, RawEvent, Refusal, limits};
 use skep_store::StoreError;
 
 use super::desk::{Desk, Inner, Prompt};
@@ -75,6 +75,9 @@ impl<D: Door + 'static> Desk<D> {
         earlier: Vec<RawEvent>,
     ) -> Result<(), StoreError> {
         let id = prompt.message.id;
+        for word in earlier.iter().filter(|event| event.kind == Kind::APP_DATA) {
+            self.heed(word)?;
+        }
         if !self.queue.is_starting(&id) {
             // It was answered while the relay was asked.
             self.give_back(&prompt.turn);

@@ -44,7 +44,7 @@ use skep_store::agent::Delivery;
 use skep_store::{AgentStore, StoreError};
 use tokio::sync::{Notify, mpsc, oneshot};
 
-pub use pause::{note_here, note_word, pauses};
+pub use pause::{Heeded, note_here, note_word, pauses};
 
 use crate::Spec;
 use crate::tools::Bridge;

@@ -1,6 +1,6 @@
 //! The owner's word holds turns back: only theirs, only the newest, over a start, and beside what was said here.
 
-use skep_agent::driver::pauses;
+use skep_agent::driver::{Heeded, note_word, pauses};
 use skep_proto::pause::{By, Pause, Reach};
 
 use super::*;
@@ -116,4 +116,83 @@ async fn under_a_lease_nothing_begins_before_the_owner_could_be_heard() {
     assert_eq!(instance.store.newest_turns(9).unwrap().len(), 1);
     instance.tell(Input::HearsOwner(true)).await;
     until_is(&instance.store, &second.id, "answered").await;
+}
+
+#[tokio::test]
+async fn a_prompt_begins_after_a_look_for_the_owners_word_though_no_link_gave_it() {
+    let (dir, relay) = (tempfile::tempdir().unwrap(), Arc::new(Relay::default()));
+    let at = now();
+    let shelf = Arc::new(Shelf::default());
+    shelf.events.lock().unwrap().push(word(OWNER, Reach::Fleet, true, at));
+    let setup = setup(dir.path(), "a", script("cat >/dev/null; echo done"));
+    let instance = prompter(Setup { library: shelf, ..setup }, &relay).await;
+    let asked = mention(OWNER, "one");
+    instance.event(&asked).await;
+    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(60);
+    while by(&instance) != [By::OwnerOfAll] {
+        assert!(std::time::Instant::now() < deadline, "the word is never looked for");
+        tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+    }
+    flush(&instance).await;
+    assert_eq!(instance.store.newest_turns(9).unwrap().len(), 0, "nothing began");
+    let row = instance.store.message(&asked.id).unwrap().unwrap().state;
+    assert!(row.name == "queued" && row.detail.contains("\"attempts\":0"), "{row:?}");
+    instance.event(&word(OWNER, Reach::Fleet, false, at + 1)).await;
+    until_is(&instance.store, &asked.id, "answered").await;
+}
+
+#[tokio::test]
+async fn to_go_on_is_not_heeded_from_far_ahead_and_a_pause_is() {
+    let (dir, relay) = (tempfile::tempdir().unwrap(), Arc::new(Relay::default()));
+    let store = Arc::new(AgentStore::open(&dir.path().join("one.db")).unwrap());
+    let instance = start(dir.path(), &store, &relay, "first");
+    instance.tell(PROMPTER).await;
+    let at = now();
+    let wrong = word(OWNER, Reach::Fleet, false, at + 100_000);
+    instance.event(&wrong).await;
+    let said = command(&instance, Command::Heed(Box::new(wrong))).await.unwrap_err();
+    assert!(said.contains("s ahead of this machine's clock"), "{said}");
+    instance.event(&word(OWNER, Reach::Fleet, true, at)).await;
+    flush(&instance).await;
+    assert_eq!(by(&instance), [By::OwnerOfAll], "it can still be stopped");
+    instance.event(&word(OWNER, Reach::Fleet, false, at + 1)).await;
+    instance.event(&word(OWNER, Reach::Agent(pubkey(AGENT)), true, at + 100_000)).await;
+    flush(&instance).await;
+    assert_eq!(by(&instance), [By::Owner]);
+    let old = word(OWNER, Reach::Agent(pubkey(AGENT)), false, at);
+    assert!(command(&instance, Command::Heed(Box::new(old))).await.unwrap_err().contains("newer"));
+}
+
+#[test]
+fn a_newer_word_takes_the_place_of_the_older_wherever_that_still_waits() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = AgentStore::open(&dir.path().join("one.db")).unwrap();
+    let relays = ["ws://a".to_owned(), "ws://b".to_owned()];
+    let (old, new) = (word(OWNER, Reach::Fleet, true, 5), word(OWNER, Reach::Fleet, false, 6));
+    let mut all = pauses(&store).unwrap();
+    assert_eq!(note_word(&store, &mut all, &Reach::Fleet, &old, 5).unwrap(), Heeded::New);
+    store.enqueue(std::slice::from_ref(&old), &relays, 5).unwrap();
+    store.delivered(&old.id, "ws://a", &skep_store::agent::Delivery::Taken).unwrap();
+    assert_eq!(note_word(&store, &mut all, &Reach::Fleet, &old, 6).unwrap(), Heeded::Again);
+    assert_eq!(note_word(&store, &mut all, &Reach::Fleet, &new, 6).unwrap(), Heeded::New);
+    let due = |relay: &str| -> Vec<_> {
+        store.due(relay, u64::MAX >> 1, 9).unwrap().into_iter().map(|outgoing| outgoing.event.id).collect()
+    };
+    assert_eq!((due("ws://a"), due("ws://b")), (vec![], vec![new.id]));
+    assert_eq!(note_word(&store, &mut all, &Reach::Fleet, &old, 7).unwrap(), Heeded::Old);
+    assert_eq!(due("ws://b"), [new.id]);
+}
+
+#[test]
+fn a_word_that_cannot_be_read_holds_until_another_is_heard() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = AgentStore::open(&dir.path().join("one.db")).unwrap();
+    store.set_fact("pause:fleet", Some("{\"of\":\"another version\"}")).unwrap();
+    let mut all = pauses(&store).unwrap();
+    let held = all.all();
+    assert_eq!((held.len(), held[0].by), (1, By::OwnerOfAll));
+    assert!(held[0].to_string().contains("cannot be read"), "{}", held[0]);
+    let resume = word(OWNER, Reach::Fleet, false, 1);
+    assert_eq!(note_word(&store, &mut all, &Reach::Fleet, &resume, 5).unwrap(), Heeded::New);
+    assert_eq!(pauses(&store).unwrap().all(), []);
 }

@@ -1,6 +1,5 @@
 //! What an agent subscribes to.
 
-use skep_proto::pause::Reach;
 use skep_proto::{Filter, Kind, PubKey, Timestamp};
 
 /// What can mention an agent and be answered.
@@ -52,9 +51,7 @@ impl Concerns {
 
     /// The owner's word that no turns begin, or that they may: two events at the most, the last ones.
     pub fn owners_word(self) -> Option<Filter> {
-        let identifiers = [Reach::Fleet, Reach::Agent(self.agent)].map(|reach| reach.identifier());
-        let tags = vec![(b'd', identifiers.to_vec())];
-        Some(Filter { kinds: Some(vec![Kind::APP_DATA]), authors: Some(vec![self.owner?]), tags, ..Filter::new() })
+        Some(skep_core::pause::filter(self.owner?, self.agent))
     }
 
     /// What comes from now on, whatever its date; of what is stored only what a limit of one gives. Control frames

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use skep_agent::driver::{note_here, note_word, pauses};
+use skep_agent::driver::{Heeded, note_here, note_word, pauses};
 use skep_proto::pause::{Held, Reach};
 use skep_proto::{RawEvent, Timestamp};
 use skep_store::AgentStore;
@@ -19,15 +19,28 @@ pub fn set_pause(directory: &Path, held: Option<&Held>) -> Result<Vec<Held>, Sta
     })
 }
 
-/// Notes its owner's word, for the next time it starts, and that its relays are told then. Fails while it runs.
-pub fn heed(directory: &Path, reach: &Reach, event: &RawEvent, relays: &[String]) -> Result<Vec<Held>, StartError> {
+/// Notes its owner's word, for the next time it starts, and that its relays are told then. Fails while it runs. Gives
+/// what holds then, and whether the word stands: it has no newer one.
+pub fn heed(
+    directory: &Path,
+    reach: &Reach,
+    event: &RawEvent,
+    relays: &[String],
+) -> Result<(Vec<Held>, bool), StartError> {
     with_records(directory, |store| {
         let mut all = pauses(store)?;
-        if note_word(store, &mut all, reach, event)? {
+        let stands = matches!(note_word(store, &mut all, reach, event, unix_now())?, Heeded::New | Heeded::Again);
+        if stands {
             store.enqueue(std::slice::from_ref(event), relays, unix_now())?;
         }
-        Ok(all.all())
+        Ok((all.all(), stands))
     })
+}
+
+/// What holds an agent by its records, also while it runs. What cannot be read is not known.
+pub fn held(directory: &Path) -> Option<Vec<Held>> {
+    let store = AgentStore::open_to_read(&directory.join(RECORDS)).ok()?;
+    pauses(&store).ok().map(|all| all.all())
 }
 
 /// The date of its owner's last word; also while it runs. What cannot be read is not known.

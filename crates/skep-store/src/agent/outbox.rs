@@ -84,6 +84,18 @@ impl AgentStore {
         self.write(|txn| events.iter().try_for_each(|event| put(txn, event, relays, now)))
     }
 
+    /// Forgets an event that is to be sent; the relays that did not have their word on it yet are sent this one.
+    pub fn replace_outgoing(&self, old: &EventId, new: &RawEvent, now: Timestamp) -> Result<(), StoreError> {
+        let select = "SELECT relay FROM deliveries WHERE id = ? AND state IN ('waiting', 'held')";
+        self.write(|txn| {
+            let mut select = txn.prepare_cached(select)?;
+            let relays = select.query_map(params![old.0], |row| row.get(0))?;
+            let relays = relays.collect::<rusqlite::Result<Vec<String>>>()?;
+            txn.prepare_cached("DELETE FROM outbox WHERE id = ?")?.execute(params![old.0])?;
+            if relays.is_empty() { Ok(()) } else { put(txn, new, &relays, now) }
+        })
+    }
+
     /// What a turn held back may be sent.
     pub fn release_held(&self, turn: &str) -> Result<(), StoreError> {
         let update = "UPDATE deliveries SET state = 'waiting'

@@ -30,7 +30,7 @@ pub struct AgentArg {
 
 #[derive(Debug, Args)]
 pub struct PauseArgs {
-    /// Agents: @name, npub or hex; none: all of yours, wherever they run.
+    /// Agents: @name, npub or hex; none: all of yours, on the relays that this home knows.
     #[arg(value_name = "NAME", value_parser = without_at)]
     pub names: Vec<String>,
     /// Why, for whoever looks later. Whoever reads the relay can read it.
@@ -45,10 +45,10 @@ pub struct PauseArgs {
 
 #[derive(Debug, Args)]
 pub struct ResumeArgs {
-    /// Agents: @name, npub or hex; none: all of yours, wherever they run.
+    /// Agents: @name, npub or hex; none: all of yours, on the relays that this home knows.
     #[arg(value_name = "NAME", value_parser = without_at)]
     pub names: Vec<String>,
-    /// Lift only what was paused in this home, or by a provider.
+    /// Lift only what was paused in this home, or there by a provider.
     #[arg(long)]
     pub here: bool,
     #[command(flatten)]
@@ -149,7 +149,7 @@ pub enum FleetCommand {
     /// Make the instance of this machine lead, whoever does: the other's turn is cancelled and billed.
     #[command(after_help = CLAIM_HELP)]
     Steal(AgentArg),
-    /// Begin no new turns of an agent, wherever it runs; its messages wait.
+    /// Begin no new turns of an agent, on the relays known here; its messages wait.
     #[command(after_help = PAUSE_HELP)]
     Pause(PauseArgs),
     /// Go on after a pause.
@@ -201,18 +201,21 @@ States: stored, queued, prompted, answered, refused, expired, dead. Also while n
 
 pub const PAUSE_HELP: &str = "\
 Examples:
-  skep pause --reason 'over the weekend'      all your agents, on every machine
+  skep pause --reason 'over the weekend'      all your agents, on the relays known here
+  skep pause --relay wss://relay.example.com  the same, and those on a relay that is not
   skep agent pause scout                      one of them
   skep agent resume scout
   skep resume
   skep pause --here                           this home only
 
-It is said with your key (--key, else owner, else default) on the relays of the agents, and to the
-processes here: each instance obeys when it hears it, within a second where it is connected, and one
-that starts or comes back later does too. Without an owner's key here it is for this home only. A
-turn that runs goes on; no new one begins, also after a restart, until it is resumed. What was said
-to all and what was said to one are lifted each by itself; resume also lifts what was paused in this
-home, or by a provider.";
+It is said with your key (--key, else owner, else default) on the relays that this home knows,
+those of its agents, and on --relay, and to the processes here: each instance that listens there
+obeys when it hears it, within a second where it is connected, and one that starts or comes back
+later does too. Agents on other relays hear nothing of it. Without an owner's key here it is for
+this home only. A turn that runs goes on; no new one begins, also after a restart, until it is
+resumed. Each pause is lifted by itself: skep resume lifts what was said to all, and says what
+still holds; skep agent resume what was said to that one, and in this home whatever else holds it,
+but for what was said to all; --here what was said in this home, and a provider's refusal here.";
 
 const NEW_HELP: &str = "\
 Examples:

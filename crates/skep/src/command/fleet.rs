@@ -108,8 +108,13 @@ pub fn ask_nodes(home: &Home, ask: &Ask) -> Result<Vec<Asked>, CliError> {
 
 /// What the process that runs the agent made of it; `None`: none does.
 pub fn first_done(home: &Home, what: &Ask) -> Result<Option<Outcome>, CliError> {
+    block_on(ask_first(home, what))
+}
+
+/// The same, beside other things.
+pub async fn ask_first(home: &Home, what: &Ask) -> Result<Option<Outcome>, CliError> {
     let mut failure = None;
-    for asked in ask_nodes(home, what)? {
+    for asked in ask_all(home, what).await? {
         match asked.answer {
             Ok(Answer::Done { outcomes }) => return Ok(outcomes.into_iter().next()),
             Ok(_) => {}

@@ -11,10 +11,10 @@ use skep_node::home::Home;
 use skep_node::keys::Keyring;
 use skep_node::owner::directory::short;
 use skep_proto::control::{AgentStatus, Answer, Ask, LeaseState, LinkState, NodeStatus, Role, RunState};
-use skep_proto::pause::By;
 use skep_proto::{PubKey, Timestamp};
 
 use super::block_on;
+use super::pause::lifts;
 use super::relay::config_path;
 use super::table::{Table, ago};
 use crate::cli::StatusArgs;
@@ -193,11 +193,7 @@ pub fn notes(agents: &[(&AgentStatus, Option<Timestamp>)]) -> Vec<String> {
             notes.push(format!("{name}: {}", agent.reason));
         }
         for held in &agent.paused {
-            let mend = match held.by {
-                By::OwnerOfAll => "skep resume".to_owned(),
-                By::Owner | By::Here | By::Provider => format!("skep agent resume {name}"),
-            };
-            notes.push(format!("{name}: paused {held}; {mend}"));
+            notes.push(format!("{name}: paused {held}; {}", lifts(held, name)));
         }
         for link in agent.links.iter().filter(|link| !link.reason.is_empty()) {
             notes.push(format!("{name}: {}: {}", link.relay, link.reason));

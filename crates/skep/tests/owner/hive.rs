@@ -158,14 +158,6 @@ impl Hive {
         self.relay = Some(self.relay_at(&self.listen, "data"));
     }
 
-    /// Another relay; gives its URL. It ends with the hive.
-    pub fn second_relay(&mut self) -> String {
-        let listen = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
-        let child = self.relay_at(&listen, "data-2");
-        self.agents.push(child);
-        format!("ws://{listen}")
-    }
-
     fn relay_at(&self, listen: &str, data: &str) -> Child {
         let (config, data) = (self.path("relay.toml"), self.path(data));
         let (config, data) = (config.to_str().unwrap(), data.to_str().unwrap());

@@ -11,3 +11,6 @@ mod permissions;
 
 #[path = "../../../skep-agent/tests/mock_model/mod.rs"]
 mod mock_model;
+#[path = "../scripted/mod.rs"]
+#[expect(dead_code, reason = "what other tests ask of it")]
+mod scripted;

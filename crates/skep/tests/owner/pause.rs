@@ -6,10 +6,11 @@ use std::time::Instant;
 
 use skep_node::clock::unix_now;
 use skep_proto::pause::{Pause, Reach};
-use skep_proto::{EventId, Filter, Kind, RawEvent};
+use skep_proto::{Draft, EventId, Filter, Kind, RawEvent};
 use skep_store::AgentStore;
 
 use super::hive::{Hive, eventually, keys, pubkey, script};
+use super::scripted;
 
 /// Says in its directory that it was prompted.
 const SCRIPT: &str = "text=$(cat); echo run >> runs; case \"$text\" in *slow*) sleep 2;; esac; echo done";
@@ -110,10 +111,18 @@ async fn what_the_owner_says_once_holds_on_every_machine_until_they_lift_it() {
     assert_eq!(runs(&hive, &homes), 5, "each once");
 }
 
+/// What the owner asks, on no relay yet.
+fn asks(text: &str) -> RawEvent {
+    let draft = Draft::new(Kind::NOTE, unix_now(), text).tag(["p", &pubkey("scout").to_hex()]);
+    keys("owner").sign(draft).raw().clone()
+}
+
 #[tokio::test]
-async fn nobody_elses_word_counts_and_no_older_one_though_a_second_relay_repeats_it() {
+async fn nobody_elses_word_counts_and_no_older_one_though_a_second_relay_gives_it() {
     let mut hive = Hive::new(&[]);
-    let (first, second) = (hive.url(), hive.second_relay());
+    // One that gives whatever it has, in order, whatever it is asked for.
+    let (first, (second, has)) = (hive.url(), scripted::relay());
+    let give = |event: &RawEvent| has.lock().unwrap().push(serde_json::from_str(&event.to_json()).unwrap());
     let agent = format!("{}relays = [{first:?}, {second:?}]\n", scout()[0]);
     hive.home("home", &[agent]);
     hive.run_agents("home");
@@ -123,22 +132,23 @@ async fn nobody_elses_word_counts_and_no_older_one_though_a_second_relay_repeats
         keys(who).sign(said.draft(&Reach::Fleet, at)).raw().clone()
     };
     for who in ["stranger", "critic", "scout"] {
-        let verdict = hive.client(who).await.publish(&word(who, true, at)).await.unwrap();
-        assert!(verdict.accepted, "{}", verdict.message);
+        give(&word(who, true, at));
     }
-    hive.run(&["ask", "@scout", "one"]).succeeds();
+    // It comes after them, over the same line.
+    let asked = asks("one");
+    give(&asked);
+    until_answered(&hive, &asked.id).await;
     let pause = word("owner", true, at);
-    let mut owner = hive.client("owner").await;
-    assert!(owner.publish(&pause).await.unwrap().accepted);
+    give(&pause);
     eventually("it is heard", || knows(&hive, "home", true).then_some(()));
     // Dated in the second of the pause or before it by this clock: it is newer all the same.
     let said = hive.run(&["resume", "--json"]).succeeds().json();
     assert_eq!(said.iter().filter(|line| line["relay"].is_string() && line["done"] == true).count(), 2, "{said:?}");
     eventually("it is heard", || knows(&hive, "home", false).then_some(()));
-    let options = skep_node::client::Options { credentials: Some(keys("owner").into()), ..Default::default() };
-    let mut other = skep_node::client::Client::connect(&second, options).await.unwrap();
-    assert!(other.publish(&pause).await.is_ok(), "the second relay may have the newer one already");
-    hive.run(&["ask", "@scout", "two"]).succeeds();
+    give(&pause);
+    let asked = asks("two");
+    give(&asked);
+    until_answered(&hive, &asked.id).await;
     assert_eq!(runs(&hive, &["home"]), 2);
 }
 
@@ -172,8 +182,18 @@ async fn a_node_without_its_relay_obeys_over_its_socket_and_passes_the_word_on()
     // What holds here only is said so, and is another thing.
     let here = hive.run(&["pause", "--here", "--reason", "hot"]).succeeds();
     assert!(here.stdout.contains("scout: paused"), "{}", here.stdout);
+    // Each is lifted by itself, and what still holds is told.
+    let resumed = hive.run(&["resume"]).succeeds().stdout;
+    let mend = "to lift that: skep agent resume scout";
+    assert!(resumed.contains("scout: still paused by its owner since") && resumed.contains(mend), "{resumed}");
+    assert!(resumed.contains("still paused on this machine only since") && resumed.contains(": hot;"), "{resumed}");
     let resumed = hive.run(&["resume", "--here"]).succeeds();
+    assert!(!resumed.stdout.contains("on this machine only"), "{}", resumed.stdout);
     assert!(resumed.stdout.contains("still paused by its owner since"), "{}", resumed.stdout);
+    // The agent took the word, and will not pass it on where it does not publish.
+    let elsewhere = hive.run(&["agent", "pause", "scout", "--relay", "ws://127.0.0.1:9"]);
+    elsewhere.fails(4, "ws://127.0.0.1:9", "did not hear it");
+    hive.run(&["pause", "--here"]).succeeds();
     let named = hive.run(&["agent", "resume", &pubkey("scout").to_hex()]).succeeds();
     assert!(named.stdout.contains("scout: resumed"), "{}", named.stdout);
     hive.run(&["ask", "@scout", "and now?"]).succeeds();

@@ -32,7 +32,7 @@ pub use decide::run as decide;
 pub use say::run as say;
 pub use usage::run as usage;
 pub use watch::run as watch;
-pub use word::{Spoken, Unheard, speak};
+pub use word::{Said, Tell, Unheard, speak};
 
 /// The key that an owner has by default, and the one that anybody has.
 const OWNER_KEY: &str = "owner";

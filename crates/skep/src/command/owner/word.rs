@@ -6,21 +6,22 @@ use skep_node::owner::word;
 use skep_proto::Timestamp;
 use skep_proto::pause::{Pause, Reach};
 
-pub use skep_node::owner::word::{Spoken, Unheard};
+pub use skep_node::owner::word::{Said, Tell, Unheard};
 
 use super::Owner;
 use crate::cli::OwnerArgs;
 use crate::command::block_on;
-use crate::error::{CliError, Kind};
+use crate::error::CliError;
 
-/// Says it to the agents that are named, or to all. `known` is the date of the newest word to them that this home has.
-/// `None`: this home has no key of an owner.
-pub fn speak(
+/// Says it to the agents that are named, or to all. `known` is the date of the newest word to them that this home has;
+/// `tell` gives it to those here. `None`: this home has no key of an owner.
+pub fn speak<T>(
     names: &[String],
     said: &Pause,
     who: &OwnerArgs,
     known: impl Fn(&Reach) -> Timestamp,
-) -> Result<Option<Vec<Spoken>>, CliError> {
+    tell: impl AsyncFn(Vec<Tell>) -> T,
+) -> Result<Option<Said<T>>, CliError> {
     let Some(mut owner) = Owner::open_if_any(who)? else { return Ok(None) };
     block_on(async {
         let agents = if names.is_empty() { Vec::new() } else { owner.look_for(names).await? };
@@ -30,12 +31,7 @@ pub fn speak(
         };
         let reaches: Vec<(Reach, Timestamp)> = reaches.into_iter().map(|reach| (reach, known(&reach))).collect();
         let relays = relays(&owner, &agents);
-        let spoken = word::speak(&owner.keys, &owner.options, &relays, &reaches, said, unix_now()).await;
-        let wrong_clock = |ahead: word::Ahead| {
-            CliError::new(Kind::Input, ahead)
-                .hint("set this machine's clock, or wait; skep doctor compares it with the relays'")
-        };
-        spoken.map(Some).map_err(wrong_clock)
+        Ok(Some(word::speak(&owner.keys, &owner.options, &relays, &reaches, said, unix_now(), tell).await))
     })
 }
 
