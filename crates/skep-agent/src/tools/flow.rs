@@ -199,6 +199,7 @@ impl<W: AsyncWrite + Unpin> AsyncWrite for Patient<W> {
 }
 
 #[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "a test")]
 mod tests {
     use futures_util::future::BoxFuture;
     use serde_json::{Value, json};
