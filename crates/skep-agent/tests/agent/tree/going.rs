@@ -54,6 +54,14 @@ async fn whoever_is_killed_while_he_removes_a_tree_leaves_nothing_in_the_way_of_
     // As the machine leaves it that stops in the middle of that: half of it, out of the way.
     let path = trees.root().join(name.as_str());
     let going = trees.root().join(format!(".going-{name}"));
+    // What the last of them left goes first, be it by a thread that is still at it.
+    let emptied = async {
+        while going.exists() {
+            trees.clear();
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(60), emptied).await.expect("it goes");
     std::fs::rename(&path, &going).expect("moved");
     std::fs::remove_file(going.join(".git")).expect("removed");
     drop(trees.prepare("c").await.expect("made anew"));
