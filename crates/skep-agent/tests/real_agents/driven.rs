@@ -106,6 +106,9 @@ impl Stage {
 
 fn setup(dir: &std::path::Path, spec: Spec) -> Setup {
     Setup {
+        trees: None,
+        purse: None,
+        hears_owner: true,
         name: "worker".parse().expect("a name"),
         keys: keys(AGENT),
         attestation: None,
