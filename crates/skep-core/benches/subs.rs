@@ -24,7 +24,9 @@ fn subs(count: u64, filter: impl Fn(u64) -> Filter) -> Subs<()> {
     let name: SubId = serde_json::from_str("\"s\"").expect("a valid name");
     for conn in 0..count {
         subs.open(conn, ());
-        subs.subscribe(conn, &name, [filter(conn)].into(), Seq(0));
+        let mut work = subs.subscribe(conn, &name, [filter(conn)].into()).expect("an open connection");
+        assert!(subs.index(&mut work, usize::MAX));
+        subs.begin(conn, &name, Seq(0));
     }
     subs
 }

@@ -18,8 +18,7 @@ pub type ConnId = u64;
 type SubKey = u32;
 type KeySet = IndexSet<SubKey, ahash::RandomState>;
 
-/// The subscriptions under one value. Mostly it is one, and then it has no memory of its own: a subscription to 5,000
-/// authors comes and goes while everybody waits.
+/// The subscriptions under one value. Mostly it is one, and then it has no memory of its own.
 #[derive(Debug)]
 enum Keys {
     One(SubKey),
@@ -33,8 +32,23 @@ pub struct LiveSub {
     /// The client's name for it, as JSON text.
     pub quoted: Arc<str>,
     filters: Arc<[Filter]>,
-    /// Events up to here are the scan's to serve.
+    /// Events up to here are the scan's to serve; [`NOTHING`] while its index is not whole.
     after: Seq,
+}
+
+/// No event comes after it.
+const NOTHING: Seq = Seq(u64::MAX);
+
+/// A subscription on its way into the index, or out of it. A subscription to 5,000 authors is a millisecond's work, and
+/// nobody is delivered to meanwhile: so it is done in parts, and others have their turn in between.
+#[derive(Debug)]
+#[must_use = "a place in the index stays taken until the work is done"]
+pub struct Indexing {
+    key: SubKey,
+    filters: Arc<[Filter]>,
+    is_removal: bool,
+    /// The filter that is next, and the first of its values that is.
+    next: (usize, usize),
 }
 
 /// All live subscriptions of a relay. `O` is where a connection's messages go; this machine never looks into it.
@@ -91,10 +105,10 @@ impl<O> Subs<O> {
         self.conns.insert(conn, Conn { outbox, readers: Readers::none(), subs: AHashMap::new() });
     }
 
-    /// Ends a connection with all its subscriptions.
-    pub fn close(&mut self, conn: ConnId) {
-        let Some(gone) = self.conns.remove(&conn) else { return };
-        gone.subs.into_values().for_each(|key| self.remove(key));
+    /// Ends a connection. Nothing is delivered to its subscriptions any more; they are to be taken out of the index.
+    pub fn close(&mut self, conn: ConnId) -> Vec<Indexing> {
+        let gone = self.conns.remove(&conn);
+        gone.into_iter().flat_map(|gone| gone.subs.into_values()).filter_map(|key| self.remove(key)).collect()
     }
 
     pub fn authenticate(&mut self, conn: ConnId, readers: Readers) {
@@ -103,27 +117,97 @@ impl<O> Subs<O> {
         }
     }
 
-    /// Begins live delivery of what is committed after `after`. Replaces a subscription of the same name.
-    pub fn subscribe(&mut self, conn: ConnId, sub: &SubId, filters: Arc<[Filter]>, after: Seq) {
-        self.unsubscribe(conn, sub);
-        let Some(owner) = self.conns.get_mut(&conn) else { return };
+    /// A new subscription, to be put into the index and then begun with [`Subs::begin`]. One of the same name has to be
+    /// taken out before.
+    pub fn subscribe(&mut self, conn: ConnId, sub: &SubId, filters: Arc<[Filter]>) -> Option<Indexing> {
+        let owner = self.conns.get_mut(&conn)?;
         let key = self.free.pop().unwrap_or_else(|| {
             self.subs.push(None);
             self.seen.push(0);
             (self.subs.len() - 1) as SubKey
         });
-        owner.subs.insert(sub.clone(), key);
-        for filter in filters.iter().filter(|filter| !filter.matches_nothing()) {
-            self.index(filter, key);
-        }
+        let before = owner.subs.insert(sub.clone(), key);
+        debug_assert!(before.is_none(), "invariant: a name stands for one subscription");
         let quoted = wire::quote(sub.as_str()).into();
-        self.subs[key as usize] = Some(LiveSub { conn, quoted, filters, after });
+        self.subs[key as usize] = Some(LiveSub { conn, quoted, filters: Arc::clone(&filters), after: NOTHING });
+        Some(Indexing { key, filters, is_removal: false, next: (0, 0) })
     }
 
-    pub fn unsubscribe(&mut self, conn: ConnId, sub: &SubId) {
-        let key = self.conns.get_mut(&conn).and_then(|owner| owner.subs.remove(sub));
-        if let Some(key) = key {
-            self.remove(key);
+    /// Ends a subscription. Nothing is delivered to it any more; it is to be taken out of the index.
+    pub fn unsubscribe(&mut self, conn: ConnId, sub: &SubId) -> Option<Indexing> {
+        let key = self.conns.get_mut(&conn)?.subs.remove(sub)?;
+        self.remove(key)
+    }
+
+    fn remove(&mut self, key: SubKey) -> Option<Indexing> {
+        let gone = self.subs[key as usize].as_mut()?;
+        gone.after = NOTHING;
+        Some(Indexing { key, filters: Arc::clone(&gone.filters), is_removal: true, next: (0, 0) })
+    }
+
+    /// Does the work for this many values of filters, and says whether it is done.
+    pub fn index(&mut self, work: &mut Indexing, mut values: usize) -> bool {
+        let filters = Arc::clone(&work.filters);
+        while let Some(filter) = filters.get(work.next.0) {
+            if values == 0 {
+                return false;
+            }
+            let done = if filter.matches_nothing() { None } else { self.index_some(filter, work, values) };
+            work.next = match done {
+                Some(done) => (work.next.0, work.next.1 + done),
+                None => (work.next.0 + 1, 0),
+            };
+            values -= done.unwrap_or(1);
+        }
+        if work.is_removal && self.subs[work.key as usize].take().is_some() {
+            self.free.push(work.key);
+        }
+        true
+    }
+
+    /// Some values of the next filter, as many as are said; `None` when nothing was left of it.
+    fn index_some(&mut self, filter: &Filter, work: &Indexing, values: usize) -> Option<usize> {
+        fn some<T>(all: &[T], from: usize, count: usize) -> Option<&[T]> {
+            Some(&all[from..all.len().min(from + count)]).filter(|some| !some.is_empty())
+        }
+        let Indexing { key, is_removal, next: (_, from), .. } = *work;
+        match place(filter) {
+            Place::Ids(ids) => {
+                let ids = some(ids, from, values)?;
+                change(&mut self.by_id, ids.iter().copied(), key, is_removal);
+                Some(ids.len())
+            }
+            Place::Authors(authors) => {
+                let authors = some(authors, from, values)?;
+                change(&mut self.by_author, authors.iter().copied(), key, is_removal);
+                Some(authors.len())
+            }
+            Place::Tag(letter, all) => {
+                let all = some(all, from, values)?;
+                change(&mut self.by_tag, all.iter().map(|value| (letter, value.as_bytes().into())), key, is_removal);
+                Some(all.len())
+            }
+            Place::Kinds(kinds) => {
+                let kinds = some(kinds, from, values)?;
+                change(&mut self.by_kind, kinds.iter().copied(), key, is_removal);
+                Some(kinds.len())
+            }
+            Place::Others => {
+                if is_removal {
+                    self.others.swap_remove(&key);
+                } else {
+                    self.others.insert(key);
+                }
+                None
+            }
+        }
+    }
+
+    /// Begins live delivery of what is committed after `after`, to a subscription that is in the index.
+    pub fn begin(&mut self, conn: ConnId, sub: &SubId, after: Seq) {
+        let key = self.conns.get(&conn).and_then(|owner| owner.subs.get(sub));
+        if let Some(sub) = key.and_then(|key| self.subs[*key as usize].as_mut()) {
+            sub.after = after;
         }
     }
 
@@ -168,38 +252,6 @@ impl<O> Subs<O> {
         }
         offer(&mut iter(self.by_kind.get(&event.kind())));
         offer(&mut self.others.iter());
-    }
-
-    fn index(&mut self, filter: &Filter, key: SubKey) {
-        match place(filter) {
-            Place::Ids(ids) => add(&mut self.by_id, ids.iter().copied(), key),
-            Place::Authors(authors) => add(&mut self.by_author, authors.iter().copied(), key),
-            Place::Tag(letter, values) => {
-                add(&mut self.by_tag, values.iter().map(|v| (letter, v.as_bytes().into())), key)
-            }
-            Place::Kinds(kinds) => add(&mut self.by_kind, kinds.iter().copied(), key),
-            Place::Others => {
-                self.others.insert(key);
-            }
-        }
-    }
-
-    fn remove(&mut self, key: SubKey) {
-        let Some(gone) = self.subs[key as usize].take() else { return };
-        for filter in gone.filters.iter().filter(|filter| !filter.matches_nothing()) {
-            match place(filter) {
-                Place::Ids(ids) => drop_from(&mut self.by_id, ids.iter().copied(), key),
-                Place::Authors(authors) => drop_from(&mut self.by_author, authors.iter().copied(), key),
-                Place::Tag(letter, values) => {
-                    drop_from(&mut self.by_tag, values.iter().map(|v| (letter, v.as_bytes().into())), key);
-                }
-                Place::Kinds(kinds) => drop_from(&mut self.by_kind, kinds.iter().copied(), key),
-                Place::Others => {
-                    self.others.swap_remove(&key);
-                }
-            }
-        }
-        self.free.push(key);
     }
 }
 
@@ -246,21 +298,22 @@ fn place(filter: &Filter) -> Place<'_> {
     filter.kinds.as_deref().map_or(Place::Others, Place::Kinds)
 }
 
-fn add<K: std::hash::Hash + Eq>(index: &mut AHashMap<K, Keys>, values: impl Iterator<Item = K>, key: SubKey) {
+fn change<K: std::hash::Hash + Eq>(
+    index: &mut AHashMap<K, Keys>,
+    values: impl Iterator<Item = K>,
+    key: SubKey,
+    is_removal: bool,
+) {
     for value in values {
         match index.entry(value) {
-            Entry::Vacant(place) => drop(place.insert(Keys::One(key))),
-            Entry::Occupied(mut keys) => keys.get_mut().add(key),
-        }
-    }
-}
-
-fn drop_from<K: std::hash::Hash + Eq>(index: &mut AHashMap<K, Keys>, values: impl Iterator<Item = K>, key: SubKey) {
-    for value in values {
-        if let Entry::Occupied(mut keys) = index.entry(value)
-            && keys.get_mut().remove(key)
-        {
-            keys.remove();
+            Entry::Vacant(place) if !is_removal => drop(place.insert(Keys::One(key))),
+            Entry::Vacant(_) => {}
+            Entry::Occupied(mut keys) if !is_removal => keys.get_mut().add(key),
+            Entry::Occupied(mut keys) => {
+                if keys.get_mut().remove(key) {
+                    keys.remove();
+                }
+            }
         }
     }
 }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use proptest::prelude::*;
 use secp256k1::{Keypair, SECP256K1};
-use skep_core::subs::Subs;
+use skep_core::subs::{Indexing, Subs};
 use skep_core::{Readers, World, may_read};
 use skep_proto::wire::SubId;
 use skep_proto::{Draft, EventRef, Filter, Kind, PubKey, Record, Seq};
@@ -109,6 +109,29 @@ impl Naive {
     }
 }
 
+/// Puts subscriptions into the index, or takes them out, a value at a time; looks at the rest in between.
+fn index(subs: &mut Subs<()>, work: impl IntoIterator<Item = Indexing>, look: &mut dyn FnMut(&mut Subs<()>)) {
+    for mut work in work {
+        look(subs);
+        while !subs.index(&mut work, 1) {
+            look(subs);
+        }
+    }
+}
+
+/// What is delivered meanwhile goes to those who are there, and to nobody who comes or goes.
+fn nobody_else<'a>(world: &'a World, naive: &'a Naive) -> impl FnMut(&mut Subs<()>) + 'a {
+    let draft = Draft::new(Kind(1), 103, "bee").tag(["p", &pubkey(1).to_hex()]).tag(["t", "1"]);
+    let record = draft.sign(&keys(1), &[0; 32]).into_record();
+    move |subs| {
+        let mut got = BTreeSet::new();
+        subs.recipients(world, Seq(1_000), record.as_ref(), NOW, |sub, ()| {
+            got.insert((sub.conn, sub.quoted.to_string()));
+        });
+        assert_eq!(got, naive.recipients(world, 1_000, record.as_ref()));
+    }
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 300, failure_persistence: None, ..ProptestConfig::default() })]
 
@@ -125,13 +148,18 @@ proptest! {
             match step {
                 Step::Subscribe { conn, name, filters, after } => {
                     let sub = SubId::new(&name.to_string()).unwrap();
-                    subs.subscribe(conn, &sub, Arc::from(filters.clone()), Seq(after));
                     naive.subs.retain(|s| (s.0, s.1) != (conn, name));
+                    let old = subs.unsubscribe(conn, &sub);
+                    index(&mut subs, old, &mut nobody_else(&world, &naive));
+                    let new = subs.subscribe(conn, &sub, Arc::from(filters.clone()));
+                    index(&mut subs, new, &mut nobody_else(&world, &naive));
+                    subs.begin(conn, &sub, Seq(after));
                     naive.subs.push((conn, name, filters, after));
                 }
                 Step::Unsubscribe { conn, name } => {
-                    subs.unsubscribe(conn, &SubId::new(&name.to_string()).unwrap());
                     naive.subs.retain(|s| (s.0, s.1) != (conn, name));
+                    let old = subs.unsubscribe(conn, &SubId::new(&name.to_string()).unwrap());
+                    index(&mut subs, old, &mut nobody_else(&world, &naive));
                 }
                 Step::Authenticate { conn, key } => {
                     let readers = naive.readers.entry(conn).or_default();
@@ -139,10 +167,11 @@ proptest! {
                     subs.authenticate(conn, readers.clone());
                 }
                 Step::Close { conn } => {
-                    subs.close(conn);
-                    subs.open(conn, ());
                     naive.subs.retain(|s| s.0 != conn);
                     naive.readers.remove(&conn);
+                    let old = subs.close(conn);
+                    index(&mut subs, old, &mut nobody_else(&world, &naive));
+                    subs.open(conn, ());
                 }
                 Step::Event(record) => {
                     seq += 1;

@@ -319,11 +319,15 @@ pub const SLICE_RECORDS_MAX: usize = 256;
 /// all of most queries, and about 2 ms. Each 256 values of its filters count as one slice.
 pub const LIGHT_SLICES_MAX: u32 = 8;
 
+/// Values of filters that a subscription is put under in the index of live delivery at a time; fan-out and all who
+/// subscribe wait meanwhile. 256 x about 100 ns is 25 µs.
+pub const INDEX_VALUES_MAX: usize = 256;
+
 /// Read transactions of a slice on the slow lane: 256 records / 4 is about 64 µs for which the writer may have to wait.
 pub const SLOW_SLICES: usize = 4;
 
-/// A message larger than this is read on the slow lane. 64 KiB of JSON take about 200 µs, ten times the way there.
-pub const LIGHT_MESSAGE_BYTES_MAX: usize = 64 * KIB;
+/// A message larger than this is read on the slow lane. 32 KiB of filters take about 200 µs, ten times the way there.
+pub const LIGHT_MESSAGE_BYTES_MAX: usize = 32 * KIB;
 
 /// Microseconds that one connection reads and handles messages in a row while others may be waiting: two slices.
 pub const TURN_MICROS_MAX: u64 = 500;

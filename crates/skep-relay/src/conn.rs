@@ -15,7 +15,7 @@ use skep_core::door::{Accepted, Origin};
 use skep_core::intake::Deliverer;
 use skep_core::may_read;
 use skep_core::session::{Cut, Effect, Session};
-use skep_core::subs::ConnId;
+use skep_core::subs::{ConnId, Indexing};
 use skep_core::world::Ownership;
 use skep_proto::wire::{self, SubId};
 use skep_proto::{Filter, Prefix, PubKey, RawEvent, Seq, limits};
@@ -123,7 +123,10 @@ where
         heard: Instant::now(),
     };
     let end = conn.serve(&mut socket).await;
-    shared.live().subs.close(id);
+    let subs = shared.live().subs.close(id);
+    for work in subs {
+        index(&shared, work).await;
+    }
     shared.metrics.connections.dec();
     match end {
         // Answers the client's close frame, if there was one.
@@ -137,6 +140,13 @@ where
             say_goodbye(&mut socket, cut).await;
             Some(cut)
         }
+    }
+}
+
+/// Puts a subscription into the index, or takes it out, in parts.
+async fn index(shared: &Shared, mut work: Indexing) {
+    while !shared.live().subs.index(&mut work, limits::INDEX_VALUES_MAX) {
+        tokio::task::yield_now().await;
     }
 }
 
@@ -303,12 +313,12 @@ impl Conn {
                 self.shared.live().subs.authenticate(self.id, self.from.readers.clone());
             }
             Effect::Learn { agent, row } => self.learn(agent, row).await,
-            Effect::Subscribe { sub, filters } => self.subscribe(sub, filters.into()),
+            Effect::Subscribe { sub, filters } => self.subscribe(sub, filters.into()).await,
             Effect::Count { sub, filters } => {
                 self.shared.metrics.counts.inc();
                 self.scans.count(sub, filters, self.shared.tail.newest());
             }
-            Effect::Unsubscribe(sub) => self.unsubscribe(&sub),
+            Effect::Unsubscribe(sub) => self.unsubscribe(&sub).await,
             Effect::NegOpen { sub, filter, message } => {
                 self.shared.metrics.negotiations.inc();
                 self.negs.remove(&sub);
@@ -330,23 +340,23 @@ impl Conn {
         }
     }
 
-    fn subscribe(&mut self, sub: SubId, filters: Arc<[Filter]>) {
+    async fn subscribe(&mut self, sub: SubId, filters: Arc<[Filter]>) {
         self.shared.metrics.requests.inc();
+        self.unsubscribe(&sub).await;
         let quoted: Arc<str> = wire::quote(sub.as_str()).into();
+        let work = self.shared.live().subs.subscribe(self.id, &sub, Arc::clone(&filters));
+        if let Some(work) = work {
+            index(&self.shared, work).await;
+        }
         let after = {
             let mut live = self.shared.live();
             // Under the lock: what is committed by now is the scan's, what comes later is fan-out's.
             let newest = self.shared.tail.newest();
-            live.subs.subscribe(self.id, &sub, Arc::clone(&filters), newest);
+            live.subs.begin(self.id, &sub, newest);
             newest
         };
-        if self
-            .subs
-            .insert(sub.clone(), Sub { quoted: Arc::clone(&quoted), filters: Arc::clone(&filters), after })
-            .is_none()
-        {
-            self.shared.metrics.subscriptions.inc();
-        }
+        self.subs.insert(sub.clone(), Sub { quoted: Arc::clone(&quoted), filters: Arc::clone(&filters), after });
+        self.shared.metrics.subscriptions.inc();
         for record in self.shared.recent(&filters, after, &self.from.readers) {
             self.out.push(wire::event(&quoted, record.as_ref()).into());
         }
@@ -354,12 +364,16 @@ impl Conn {
         self.scans.request(sub, quoted, filters, after, most);
     }
 
-    fn unsubscribe(&mut self, sub: &SubId) {
-        if self.subs.remove(sub).is_some() {
-            self.shared.metrics.subscriptions.dec();
-            self.shared.live().subs.unsubscribe(self.id, sub);
-        }
+    async fn unsubscribe(&mut self, sub: &SubId) {
         self.scans.cancel_request(sub);
+        if self.subs.remove(sub).is_none() {
+            return;
+        }
+        self.shared.metrics.subscriptions.dec();
+        let work = self.shared.live().subs.unsubscribe(self.id, sub);
+        if let Some(work) = work {
+            index(&self.shared, work).await;
+        }
     }
 
     fn negotiate(&mut self, sub: SubId, message: &[u8]) {
@@ -413,7 +427,7 @@ impl Conn {
             None => {}
             Some(Ended::Failed(sub)) => {
                 self.session.handle_closed(&sub);
-                self.unsubscribe(&sub);
+                self.unsubscribe(&sub).await;
             }
             Some(Ended::Negotiation(sub, negotiation)) => drop(self.negs.insert(sub, *negotiation)),
             Some(Ended::NegotiationFailed(sub)) => self.session.handle_neg_closed(&sub),

@@ -56,7 +56,6 @@ impl Scans {
     }
 
     pub(crate) fn request(&mut self, sub: SubId, quoted: Arc<str>, filters: Arc<[Filter]>, up_to: Seq, most: u64) {
-        self.cancel_request(&sub);
         let slices = planning(&filters);
         self.0.push_back(Running {
             sub,
@@ -144,6 +143,9 @@ impl Running {
         let records = limits::SLICE_RECORDS_MAX / limits::SLOW_SLICES;
         for _ in 1..limits::SLOW_SLICES {
             let progress = self.slice(shared, readers, records, out)?;
+            // A kernel may let a thread run for milliseconds before another that has woken on its core; whoever waits
+            // there for what is quick has it now.
+            std::thread::yield_now();
             let bytes: usize = out.iter().map(|text| text.len()).sum();
             if progress == Progress::Done || bytes >= limits::SLICE_BYTES_MAX {
                 return Ok(progress);
