@@ -1,8 +1,9 @@
-//! Abuse as a process of its own: this test binary, started again at the lowest priority (`nice -n 19`).
+//! Abuse as a process of its own: this test binary, started again, on one core, in the scheduling class for what only
+//! takes what nobody else wants (`SCHED_IDLE`).
 //!
-//! On a machine with two cores an attacker in the measuring process, or at its priority, takes the time of the client
-//! that is measured, and the figures would tell about the kernel's scheduler. What a nice attacker takes from others
-//! it takes through the relay.
+//! An attacker is on another machine. On this one, in the measuring process or at its priority, it would take the time
+//! of the client that is measured, and the figures would tell about the kernel's scheduler: the control, which never
+//! touches the relay, tells how much of that is left. What such an attacker takes from others it takes through the relay.
 
 use std::io::{BufRead, BufReader};
 use std::net::{Ipv4Addr, SocketAddr};
@@ -28,17 +29,30 @@ const BEGUN: &str = "the attack has begun";
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Attack {
-    /// The control: takes what it can get of the cores, at the same priority, and never touches the relay.
+    /// The control: takes what it can get in the same class, and never touches the relay.
     BusyNeighbour,
     Slowloris,
     FilterBombs,
     MalformedFlood,
+    /// Not one: 8 MB/s of events by a client that does as it should.
+    Publisher,
     NeverReading,
 }
 
 impl Attack {
-    pub const ALL: [Self; 5] =
-        [Self::BusyNeighbour, Self::Slowloris, Self::FilterBombs, Self::MalformedFlood, Self::NeverReading];
+    pub const ALL: [Self; 6] = [
+        Self::BusyNeighbour,
+        Self::Slowloris,
+        Self::FilterBombs,
+        Self::MalformedFlood,
+        Self::Publisher,
+        Self::NeverReading,
+    ];
+
+    /// What goes on already when it begins, and is no abuse: there is nothing to leave unread where nobody publishes.
+    pub fn beside(self) -> Option<Self> {
+        (self == Self::NeverReading).then_some(Self::Publisher)
+    }
 
     pub fn name(self) -> &'static str {
         match self {
@@ -46,6 +60,7 @@ impl Attack {
             Self::Slowloris => "slowloris",
             Self::FilterBombs => "filter bombs",
             Self::MalformedFlood => "malformed flood",
+            Self::Publisher => "8 MB/s published",
             Self::NeverReading => "never-reading",
         }
     }
@@ -62,9 +77,10 @@ pub struct Attacker {
 impl Attacker {
     /// Gives it back when the attack has begun. `test` is the test that begins with [`attack_if_told`].
     pub fn start(attack: Attack, address: SocketAddr, test: &str) -> Self {
-        // `nice` becomes the program that it starts, so the process id is the attacker's.
-        let mut child = Command::new("nice")
-            .args(["-n", "19"])
+        let core = std::thread::available_parallelism().unwrap().get() - 1;
+        // Each of these becomes the program that it starts, so the process id is the attacker's.
+        let mut child = Command::new("taskset")
+            .args(["--cpu-list", &core.to_string(), "chrt", "--idle", "0"])
             .arg(std::env::current_exe().unwrap())
             .args(["--exact", test, "--nocapture"])
             .env(ATTACK, attack.name())
@@ -106,7 +122,8 @@ pub async fn attack_if_told() {
         Attack::Slowloris => slowloris(address),
         Attack::FilterBombs => filter_bombs(address),
         Attack::MalformedFlood => malformed_flood(address),
-        Attack::NeverReading => silent_subscribers(address).await,
+        Attack::Publisher => publisher(address),
+        Attack::NeverReading => silent_subscribers(address),
     };
     println!("{BEGUN}");
     // None ends but by a panic; then the attack as a whole has failed.
@@ -121,7 +138,7 @@ where
     (0..count).map(|_| once()).collect()
 }
 
-/// One thread a core that only counts.
+/// Threads that only count, more than there are cores to have.
 fn busy_neighbour() -> JoinSet<()> {
     let mut tasks = JoinSet::new();
     for _ in 0..std::thread::available_parallelism().unwrap().get() {
@@ -179,24 +196,27 @@ fn malformed_flood(address: SocketAddr) -> JoinSet<()> {
     })
 }
 
-/// 20 subscribers that never read, and what they do not read: 8 MB/s for each.
-async fn silent_subscribers(address: SocketAddr) -> JoinSet<()> {
-    let mut tasks = repeat(20, || async move {
+/// 20 subscribers that never read: 8 MB/s for each.
+fn silent_subscribers(address: SocketAddr) -> JoinSet<()> {
+    repeat(20, || async move {
         loop {
             let mut silent = Client::connect_to(address, Ipv4Addr::LOCALHOST, Some(64 * 1024)).await;
             silent.request("s", &json!({ "kinds": [2], "limit": 0 })).await;
             // As long as it takes to be cut.
             tokio::time::sleep(Duration::from_secs(12)).await;
         }
-    });
-    let mut client = Client::connect_to(address, Ipv4Addr::LOCALHOST, None).await;
-    tasks.spawn(async move {
+    })
+}
+
+/// An event of 40 kB every 5 ms.
+fn publisher(address: SocketAddr) -> JoinSet<()> {
+    repeat(1, || async move {
+        let mut client = Client::connect_to(address, Ipv4Addr::LOCALHOST, None).await;
         let author = keys(9);
         for n in 0u64.. {
             let event = Draft::new(Kind(2), now(), format!("{n:040000}")).sign(&author, &[0; 32]);
             client.publish(&event).await;
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
-    });
-    tasks
+    })
 }

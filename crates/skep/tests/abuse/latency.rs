@@ -1,7 +1,7 @@
 //! What others notice of each abuse: a well-behaved client's latency before it and during it.
 //!
-//! The attackers are processes of their own at the lowest priority ([`crate::attack`]), so that what is measured is
-//! what the relay does to its other clients, and not what an attacker on the same two cores takes from them.
+//! The attackers are processes of their own that take from others only what they take through the relay
+//! ([`crate::attack`]).
 //!
 //! The figures are for a person, and for the benchmark report through `SKEP_REPORT`; a busy machine must not fail a
 //! test. What is asserted is that every request was answered, and rightly.
@@ -59,13 +59,15 @@ async fn a_well_behaved_client_is_answered_rightly_during_every_abuse() {
         "µs", "p50 before", "during", "p50 x", "p99 before", "during", "p99 x"
     )];
     for attack in Attack::ALL {
+        let start = |attack| Attacker::start(attack, relay.address, THIS_TEST);
+        let beside = attack.beside().map(start);
         sample(&mut client, WARM_UP).await;
         let before = sample(&mut client, samples).await;
-        let mut attacker = Attacker::start(attack, relay.address, THIS_TEST);
+        let mut attacker = start(attack);
         sample(&mut client, WARM_UP).await;
         let during = sample(&mut client, samples).await;
         attacker.assert_attacks();
-        drop(attacker);
+        drop((attacker, beside));
         lines.push(line(attack.name(), &before, &during));
     }
     println!("{}", lines.join("\n"));
