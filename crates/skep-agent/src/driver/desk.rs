@@ -233,7 +233,8 @@ impl<D: Door + 'static> Desk<D> {
     /// or a machine that slept, goes on with what it knew; meanwhile another may have begun what we would do now.
     async fn check_lead(&mut self) -> Result<(), StoreError> {
         let now = self.unix_ms();
-        if !self.is_prompter() || now.abs_diff(self.asked_lead_at) < limits::LEADER_REFRESH_MS {
+        let is_fresh = |at: UnixMs| now.abs_diff(at) < limits::LEADER_REFRESH_MS;
+        if !self.is_prompter() || is_fresh(self.asked_lead_at) || is_fresh(self.setup.lead.led_at()) {
             return Ok(());
         }
         if self.setup.lead.may_act().await {

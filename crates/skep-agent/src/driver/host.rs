@@ -22,6 +22,11 @@ pub trait Host: Send + Sync {
 pub trait Lead: Send + Sync {
     /// Whether it may act now. One that says no tells the role that is true ([`super::Input::Role`]) soon after.
     fn may_act(&self) -> BoxFuture<'_, bool>;
+
+    /// When it looked last, if it found then that this instance may act, in milliseconds since 1970; otherwise 0.
+    fn led_at(&self) -> UnixMs {
+        0
+    }
 }
 
 /// What can be looked up at the home relay. Each answer comes in a bounded time.

@@ -6,7 +6,7 @@ use skep_proto::lease::{Claim, Op, Request, Resource};
 use skep_store::agent::Delivery;
 
 use super::*;
-use crate::relay::{Lost, Shelf};
+use crate::relay::{Fresh, Lost, Shelf};
 
 /// Waits until a message is in a state.
 pub async fn until_is(store: &AgentStore, id: &skep_proto::EventId, name: &str) {
@@ -53,6 +53,17 @@ async fn a_leader_that_slept_asks_before_it_acts_and_its_turn_ends_without_a_rep
     lead.0.store(false, Ordering::Relaxed);
     instance.tell(PROMPTER).await;
     relay.wait_for(Kind::NOTE, 2).await;
+}
+
+#[tokio::test]
+async fn a_lead_that_has_just_looked_is_not_asked_to_look_again() {
+    let (dir, relay) = (tempfile::tempdir().unwrap(), Arc::new(Relay::default()));
+    let lead = Arc::new(Fresh::default());
+    let setup = Setup { lead: lead.clone(), ..setup(dir.path(), "a", script("cat >/dev/null; echo done")) };
+    let instance = prompter(setup, &relay).await;
+    ask(&instance, "what").await;
+    relay.wait_for(Kind::NOTE, 1).await;
+    assert_eq!(lead.0.load(Ordering::Relaxed), 0);
 }
 
 /// Another instance's answer.

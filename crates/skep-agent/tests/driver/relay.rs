@@ -65,6 +65,21 @@ impl Lead for Lost {
     }
 }
 
+/// A lead that has just looked whenever one asks when, and counts who has it look again.
+#[derive(Default)]
+pub struct Fresh(pub AtomicU64);
+
+impl Lead for Fresh {
+    fn may_act(&self) -> BoxFuture<'_, bool> {
+        self.0.fetch_add(1, Ordering::Relaxed);
+        Box::pin(ready(true))
+    }
+
+    fn led_at(&self) -> u64 {
+        now() * 1_000
+    }
+}
+
 /// What was said before this test, with a relay's key; or no answer at all.
 #[derive(Default)]
 pub struct Shelf {

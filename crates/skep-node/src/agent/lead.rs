@@ -6,12 +6,15 @@
 //! Lifetime: until [`Lead::release`]. A process that dies frees its hold, and whoever waits for that leads at once.
 //! Must not: wait for the driver (a lead that is not renewed is lost), or act on a fact of before.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use futures_util::future::BoxFuture;
 use skep_agent::driver::Input;
 use skep_core::door::Door;
 use skep_core::leader::{Effect, Facts, Hold, Leader, Mode, RelayLease, Role};
+use skep_proto::time::UnixMs;
 use skep_proto::{RawEvent, Refusal, limits};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{Instant, sleep_until, timeout};
@@ -68,6 +71,7 @@ enum Order {
 pub struct Lead {
     orders: mpsc::Sender<Order>,
     standing: watch::Receiver<Standing>,
+    led_at: Arc<AtomicU64>,
 }
 
 impl Lead {
@@ -79,7 +83,8 @@ impl Lead {
         let (answer, answers) = mpsc::channel(1);
         let (free, freed) = mpsc::channel(1);
         let leader = Leader::new(settings.instance.clone(), std::process::id(), settings.mode);
-        let local = Local { locks: settings.locks, leader, hold: None, hold_state: Hold::Others };
+        let local = Local { locks: settings.locks, leader, hold: None, hold_state: Hold::Others, written: None };
+        let led_at = Arc::<AtomicU64>::default();
         let (prompter, door) = match settings.lease {
             Some((credentials, door)) => (Some(Prompter::new(settings.instance, credentials)), Some(door)),
             None => (None, None),
@@ -95,9 +100,10 @@ impl Lead {
             answer,
             free,
             is_waiting: false,
+            led_at: Arc::clone(&led_at),
         };
         tokio::spawn(task.run(Inboxes { orders: inbox, news: settings.news, answers, freed, notice, connection }));
-        Ok(Self { orders, standing })
+        Ok(Self { orders, standing, led_at })
     }
 
     /// Who leads, as it changes.
@@ -135,6 +141,10 @@ impl skep_agent::driver::Lead for Lead {
     fn may_act(&self) -> BoxFuture<'_, bool> {
         Box::pin(Self::may_act(self))
     }
+
+    fn led_at(&self) -> UnixMs {
+        self.led_at.load(Ordering::Acquire)
+    }
 }
 
 type Answer = (Question, Result<skep_core::door::Accepted, Refusal>);
@@ -157,7 +167,9 @@ enum Event {
     Freed(Held),
     Connected,
     Told,
-    /// Time passed, or the file changed.
+    /// The file changed.
+    Changed,
+    /// Time passed.
     Look,
 }
 
@@ -175,6 +187,8 @@ struct Task {
     free: mpsc::Sender<Held>,
     /// A thread waits for the hold.
     is_waiting: bool,
+    /// When the last look began, if it found that this instance prompts; otherwise 0.
+    led_at: Arc<AtomicU64>,
 }
 
 impl Task {
@@ -234,6 +248,9 @@ impl Task {
                     self.look(Local::tick).await;
                 }
                 Event::Told => continue,
+                // One read of a small file, instead of a thread, a lock and all that follows for each write of ours.
+                Event::Changed if self.local.as_ref().is_some_and(Local::is_as_written) => continue,
+                Event::Changed => self.look(Local::tick).await,
                 Event::Look => self.look(Local::tick).await,
             }
             due = self.due();
@@ -259,7 +276,7 @@ impl Task {
                     tracing::warn!(%error, "changes of the leader lock are not seen at once");
                     sleep_until(due).await;
                 }
-                Event::Look
+                Event::Changed
             }
             () = sleep_until(due) => Event::Look,
         }
@@ -277,7 +294,7 @@ impl Task {
 
     /// Looks at the files, carries out what follows, and tells the role.
     async fn look(&mut self, at: impl FnOnce(&mut Local, RelayLease) -> (Role, Vec<Effect>) + Send + 'static) {
-        let lease = self.lease();
+        let (lease, began) = (self.lease(), unix_now_ms());
         let (role, effects, hold) = self
             .at_files(move |local| {
                 let (role, effects) = at(local, lease);
@@ -295,10 +312,12 @@ impl Task {
         if hold == Hold::Others {
             self.wait_for_hold().await;
         }
-        self.say(role);
+        self.say(role, began);
     }
 
-    fn say(&mut self, role: Role) {
+    fn say(&mut self, role: Role, looked_at: UnixMs) {
+        let led_at = if matches!(role, Role::Prompter(_)) { looked_at } else { 0 };
+        self.led_at.store(led_at, Ordering::Release);
         let said = self.prompter.as_ref().and_then(Prompter::said).map(str::to_owned);
         let standing = Standing { role, lease: self.lease(), said };
         let before = self.says.send_replace(standing.clone());
@@ -336,7 +355,7 @@ impl Task {
         }
         let lease = self.lease();
         self.at_files(move |local| local.release(lease)).await;
-        self.say(Role::Follows(None));
+        self.say(Role::Follows(None), 0);
     }
 
     /// Has a thread wait for the hold, as long as another has it.
@@ -412,6 +431,8 @@ struct Local {
     leader: Leader,
     hold: Option<Held>,
     hold_state: Hold,
+    /// What the lock file held when this instance wrote it last.
+    written: Option<Vec<u8>>,
 }
 
 impl Local {
@@ -439,6 +460,11 @@ impl Local {
         self.hold_state = Hold::Mine;
     }
 
+    /// Whether the lock file is as this instance left it.
+    fn is_as_written(&self) -> bool {
+        self.written.as_ref().is_some_and(|written| self.locks.still_says(written))
+    }
+
     /// Asks the machine with the file locked, and does at the files what it says.
     fn with_file(
         &mut self,
@@ -452,8 +478,11 @@ impl Local {
         let (role, effects) = ask(&mut self.leader, unix_now_ms(), &facts);
         for effect in &effects {
             let done = match effect {
-                Effect::Write(claim) => locked.write(claim),
-                Effect::Truncate => locked.truncate(),
+                Effect::Write(claim) => locked.write(claim).map(|written| self.written = written),
+                Effect::Truncate => {
+                    self.written = None;
+                    locked.truncate()
+                }
                 Effect::FreeHold => {
                     self.hold = None;
                     self.hold_state = Hold::Unavailable;

@@ -26,6 +26,9 @@ const LOCK_RETRY: Duration = Duration::from_millis(2);
 /// A file that is replaced while it is being locked is opened again so often.
 const OPENS_MAX: u32 = 5;
 
+/// Room for a claim, so that reading it takes one read and one that finds the end.
+const USUAL_BYTES: usize = 256;
+
 const MACHINE: &str = "machine";
 
 /// The files of one agent.
@@ -116,6 +119,14 @@ impl Locks {
         Err(LockError::Replaced)
     }
 
+    /// Whether the lock file still is what was written; read without the lock, which tells the old from the new, too.
+    pub fn still_says(&self, written: &[u8]) -> bool {
+        let Ok(file) = open(&self.directory.join(self.lock_name())) else { return false };
+        let mut found = Vec::with_capacity(written.len() + 1);
+        // A byte more than was written, so that what is longer is not the same.
+        file.take(written.len() as u64 + 1).read_to_end(&mut found).is_ok() && found == written
+    }
+
     /// Takes the hold when it is free.
     pub fn take_hold(&self) -> Result<Held, Hold> {
         let file = open(&self.hold_path()).map_err(|_| Hold::Unavailable)?;
@@ -171,23 +182,27 @@ pub struct Locked(Option<OsFile>);
 impl Locked {
     pub fn read(&self) -> File {
         let Some(file) = self.0.as_ref() else { return File::Unreadable };
-        let mut bytes = Vec::new();
+        let mut bytes = Vec::with_capacity(USUAL_BYTES);
         match file.take(limits::LEADER_FILE_BYTES_MAX as u64).read_to_end(&mut bytes) {
             Ok(_) => File::Text(String::from_utf8_lossy(&bytes).into_owned()),
             Err(_) => File::Unreadable,
         }
     }
 
-    /// Writes in place. Who reads without the lock sees the old claim or the new one, and never half of one: what is
+    /// Writes in place, and gives back what the file now holds, if it could be locked. Who reads without the lock sees the old claim or the new one, and never half of one: what is
     /// shorter than the old one is filled up with spaces, in one write, and cut afterwards.
-    pub fn write(&self, claim: &LockFile) -> std::io::Result<()> {
-        let Some(file) = &self.0 else { return Ok(()) };
+    pub fn write(&self, claim: &LockFile) -> std::io::Result<Option<Vec<u8>>> {
+        let Some(file) = &self.0 else { return Ok(None) };
         let mut bytes = serde_json::to_vec(claim)?;
         let (length, found) = (bytes.len() as u64, file.metadata()?.len());
         bytes.resize(length.max(found.min(limits::LEADER_FILE_BYTES_MAX as u64)) as usize, b' ');
         file.write_all_at(&bytes, 0)?;
         // Each change wakes whoever watches: none that is not needed.
-        if found > length { file.set_len(length) } else { Ok(()) }
+        if found > length {
+            file.set_len(length)?;
+            bytes.truncate(length as usize);
+        }
+        Ok(Some(bytes))
     }
 
     pub fn truncate(&self) -> std::io::Result<()> {

@@ -4,6 +4,7 @@ use std::error::Error;
 use std::io;
 use std::sync::Arc;
 
+use skep_proto::limits;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
@@ -13,6 +14,10 @@ use tokio_tungstenite::tungstenite::{Error as WsError, protocol::WebSocketConfig
 use url::{Host, Url};
 
 use super::ClientError;
+
+/// Read buffer of a connection, which is cleared before each read: about 20 events of usual size. A node has one
+/// connection for each agent and relay, and most of them are idle.
+const READ_BUFFER_BYTES: usize = 16 * limits::KIB;
 
 /// Bytes of one message from a relay: our own frame limit is 512 KiB, others allow more.
 const MESSAGE_BYTES_MAX: usize = 16 * 1024 * 1024;
@@ -47,6 +52,7 @@ pub fn parse_relay_url(text: &str) -> Result<Url, ClientError> {
 pub(super) async fn websocket(url: &Url) -> Result<WebSocketStream<Box<dyn Transport>>, ClientError> {
     let stream = transport(url).await?;
     let mut config = WebSocketConfig::default();
+    config.read_buffer_size = READ_BUFFER_BYTES;
     config.max_message_size = Some(MESSAGE_BYTES_MAX);
     config.max_frame_size = Some(MESSAGE_BYTES_MAX);
     match tokio_tungstenite::client_async_with_config(url.as_str(), stream, Some(config)).await {

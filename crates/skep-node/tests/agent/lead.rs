@@ -200,9 +200,15 @@ async fn the_files_are_private_and_a_claim_is_never_read_in_half() {
     let locked = place.locks().lock();
     let mut claim: LockFile = serde_json::from_str(&text).unwrap();
     claim.instance_id = "short".into();
-    locked.write(&claim).unwrap();
+    let written = locked.write(&claim).unwrap().unwrap();
     let text = fs::read_to_string(place.file()).unwrap();
     assert!(text.ends_with('}') && text.contains("short"), "{text}");
+    assert_eq!(text.as_bytes(), written);
+    assert!(place.locks().still_says(&written));
+    for other in [text.replace("short", "other"), text.clone() + " ", String::new()] {
+        fs::write(place.file(), other).unwrap();
+        assert!(!place.locks().still_says(&written), "whatever another wrote is not ours");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
