@@ -66,12 +66,16 @@ impl Queue {
     }
 
     /// The inbox after a start: every stored row that has not ended. One that was being prompted is prompted again,
-    /// under a newer lease only, and that counts as an attempt.
+    /// under a newer lease only, and that counts as an attempt. One that was called off is over: that was told.
     pub fn restore(settings: Settings, rows: impl IntoIterator<Item = Row>, now: UnixMs) -> (Self, Vec<Effect>) {
         let mut queue = Self::new(settings);
         let mut out = Vec::new();
         for mut row in rows.into_iter().filter(|row| !row.state.is_final()) {
             if let State::Prompted { epoch, .. } = row.state {
+                if let Some(why) = row.called_off {
+                    queue.finish(row, State::Refused, now, why.as_str(), &mut out);
+                    continue;
+                }
                 row.fence = Some(epoch);
                 row.attempts += 1;
                 row.enter(State::Queued, now, "the harness stopped during its turn");
@@ -134,6 +138,7 @@ impl Queue {
             Input::NotStarted { id, why } => self.not_begun(now, id, why, out),
             Input::Steered { id, turn, is_taken } => self.steered(now, id, &turn, is_taken, out),
             Input::Ended { turn, how } => self.end(now, random, &turn, how, out),
+            Input::CalledOff { turn, why } => self.call_off(now, turn, why, out),
             Input::AnsweredElsewhere { id, event } => {
                 if let Some(row) = self.lanes.call_off(&id) {
                     let state = State::Answered { event: Some(event) };
@@ -177,8 +182,8 @@ impl Queue {
         let is_urgent = message.priority == Priority::Urgent;
         let Some(turn) = self.lanes.turn_in(&message.channel) else { return };
         match (self.settings.mode, turn) {
-            (Mode::Interrupt, Some(turn)) => out.push(Effect::Cancel { turn, why: Cancel::Interrupted }),
-            (Mode::Queue, Some(turn)) if is_urgent => out.push(Effect::Cancel { turn, why: Cancel::Interrupted }),
+            (Mode::Interrupt, Some(turn)) => self.call_off(now, turn, Cancel::Interrupted, out),
+            (Mode::Queue, Some(turn)) if is_urgent => self.call_off(now, turn, Cancel::Interrupted, out),
             (Mode::Steer, Some(turn)) => out.push(Effect::Steer { turn, message }),
             _ => self.show_waiting(id, out),
         }
@@ -255,7 +260,24 @@ impl Queue {
         }
     }
 
+    /// A turn may take its time to end, and its instance may die meanwhile. So what ends its messages is a fact before it
+    /// is told anything.
+    fn call_off(&mut self, now: UnixMs, turn: TurnId, why: Cancel, out: &mut Vec<Effect>) {
+        let ids = self.turns.get(&turn).map(|channel| self.lanes.in_turn(channel)).unwrap_or_default();
+        for id in ids {
+            let Some(row) = self.lanes.get_mut(&id).filter(|row| row.called_off.is_none()) else { continue };
+            row.called_off = Some(why);
+            why.as_str().clone_into(&mut row.reason);
+            row.date_word(now);
+            out.push(Effect::Tell { row: row.clone(), notice: None });
+        }
+        out.push(Effect::Cancel { turn, why });
+    }
+
     fn end_row(&mut self, now: UnixMs, random: u64, mut row: Row, how: &Ended, out: &mut Vec<Effect>) {
+        if let (Some(why), false) = (row.called_off, matches!(how, Ended::Answered(_))) {
+            return self.finish(row, State::Refused, now, why.as_str(), out);
+        }
         match how {
             Ended::Answered(event) => self.finish(row, State::Answered { event: *event }, now, "", out),
             // Once more would cost as much once more.
@@ -337,6 +359,7 @@ impl Queue {
             self.expiries.remove(&(at, row.message.id));
         }
         row.retry_at = None;
+        row.called_off = None;
         row.enter(state, now, reason);
         row
     }
@@ -376,12 +399,27 @@ impl Queue {
             return;
         }
         known.told_at = told.at;
+        if told.state == State::Queued && known.called_off.is_some() {
+            return self.begin_after(now, &id, out);
+        }
         let (known, ends) = (known.clone(), told.state != State::Queued);
         let row = if ends { self.lanes.call_off(&id) } else { None };
         match row {
             Some(row) => self.finish(row, told.state, now, &told.reason, out),
             None => out.push(Effect::Store(known)),
         }
+    }
+
+    /// What was called off, and told, is wanted again before its turn has ended: it waits for another.
+    fn begin_after(&mut self, now: UnixMs, id: &EventId, out: &mut Vec<Effect>) {
+        let Some(row) = self.lanes.leave(id) else { return };
+        let fence = match row.state {
+            State::Prompted { epoch, .. } => Some(epoch),
+            _ => row.fence,
+        };
+        let row = Row { fence, ..afresh(self.over(row, State::Refused, now, ""), now) };
+        out.push(Effect::Store(row.clone()));
+        self.hold(row);
     }
 
     fn give_back(&mut self, now: UnixMs, random: u64, row: Row, reason: &str, out: &mut Vec<Effect>) {

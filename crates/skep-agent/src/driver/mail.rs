@@ -310,8 +310,8 @@ impl<D: Door + 'static> Desk<D> {
         if turns.is_empty() {
             return Ok(Err("no turn is running".into()));
         }
-        for id in &turns {
-            self.cancel_turn(id, turn::Cancel::Owner)?;
+        for turn in &turns {
+            self.tell_queue(queue::Input::CalledOff { turn: turn.clone(), why: turn::Cancel::Owner })?;
         }
         Ok(Ok(format!("{} cancelled", turns.len())))
     }

@@ -26,7 +26,7 @@ impl<D: Door + 'static> Desk<D> {
         let paused = paused.filter(|_| waits);
         let status = MessageStatus {
             event_id: row.message.id,
-            state: row.state.as_str().to_owned(),
+            state: row.told_state().as_str().to_owned(),
             is_paused: paused.is_some(),
             reason: paused.unwrap_or_else(|| row.reason.clone()),
             attempts: row.attempts,

@@ -51,6 +51,21 @@ async fn cancelled(instance: &Instance, asked: &RawEvent) {
     until_is(&instance.store, &asked.id, "refused").await;
 }
 
+/// Its turns do not end, whatever they are told: a test of what is so before they have.
+fn stubborn(dir: &Path, name: &str) -> Setup {
+    let base = setup(dir, name, script("trap '' TERM; cat >/dev/null; while :; do sleep 1; done"));
+    let long = Duration::from_secs(3_600);
+    let ladder = skep_agent::child::Ladder { ask: long, terminate: long };
+    let timing = skep_agent::Timing { ladder, ..base.spec.timing };
+    let times = turn::Times { kill_step_ms: long.as_millis() as u64, ..base.times };
+    Setup { spec: Spec { timing, ..base.spec }, times, ..base }
+}
+
+/// The signs that tell of an end.
+fn ends(relay: &Relay) -> usize {
+    relay.accepted(Kind::REACTION).iter().filter(|sign| sign.content == "🚫").count()
+}
+
 /// The word of an instance on a message.
 fn word(on: &RawEvent, at: u64, word: &str) -> RawEvent {
     let draft = Draft::new(Kind::REACTION, at, "🚫").tag(["e", &on.id.to_hex()]).tag(["status", word, "why"]);
@@ -78,7 +93,7 @@ async fn a_turn_that_its_owner_cancelled_is_not_begun_again_by_whoever_leads_nex
     two.event(&next).await;
     until_is(&two.store, &next.id, "answered").await;
     assert_eq!(turns(&two), 1);
-    assert_eq!(relay.accepted(Kind::REACTION).iter().filter(|sign| sign.content == "🚫").count(), 1, "told once");
+    assert_eq!(ends(&relay), 1, "told once");
 }
 
 #[tokio::test]
@@ -249,6 +264,88 @@ async fn a_cancelled_turn_and_its_word_survive_a_crash_together() {
     let signs = relay.wait_for(Kind::REACTION, 2).await;
     assert_eq!(queue::Told::from_event(signs.last().unwrap()).unwrap().state, queue::State::Refused);
     assert_eq!(turns(&second), 1, "it is not begun again");
+}
+
+#[tokio::test]
+async fn a_cancel_stands_though_its_instance_dies_before_the_turn_has_ended() {
+    let (dir, relay) = (tempfile::tempdir().unwrap(), Arc::new(Relay::default()));
+    let store = Arc::new(AgentStore::open(&dir.path().join("one.db")).unwrap());
+    let first = Instance::start(Setup { store: Arc::clone(&store), ..stubborn(dir.path(), "first") }, &relay);
+    // The relay is not to be reached.
+    first.pump.abort();
+    first.tell(PROMPTER).await;
+    let asked = mention(OWNER, "work");
+    first.event(&asked).await;
+    until_is(&store, &asked.id, "prompted").await;
+    assert_eq!(command(&first, Command::Cancel { channel: None }).await, Ok("1 cancelled".into()));
+    assert_eq!(state(&first, &asked), ("prompted".into(), "cancelled by the owner".into()), "it runs still");
+    first.kill();
+
+    let second = Instance::start(Setup { store: Arc::clone(&store), ..setup(dir.path(), "second", done()) }, &relay);
+    flush(&second).await;
+    assert_eq!(state(&second, &asked), ("refused".into(), "cancelled by the owner".into()), "whoever leads");
+    second.tell(PROMPTER).await;
+    // In its channel, after it.
+    let next = mention(OWNER, "next");
+    second.event(&next).await;
+    until_is(&store, &next.id, "answered").await;
+    let signs = relay.wait_for(Kind::REACTION, 3).await;
+    let told: Vec<queue::Told> = signs.iter().filter_map(queue::Told::from_event).collect();
+    assert_eq!(
+        (told.len(), &told[0].state, told[0].reason.as_str()),
+        (1, &queue::State::Refused, "cancelled by the owner")
+    );
+    assert_eq!((turns(&second), state(&second, &asked).0.as_str()), (2, "refused"));
+    assert_eq!(command(&second, Command::Retry(asked.id)).await, Ok("it will be tried again".into()));
+    until_is(&store, &asked.id, "answered").await;
+    assert_eq!((turns(&second), ends(&relay)), (3, 1));
+}
+
+#[tokio::test]
+async fn the_others_hear_of_a_cancel_before_its_turn_has_ended_and_whoever_tries_again_is_heard() {
+    let (dir, relay) = (tempfile::tempdir().unwrap(), Arc::new(Relay::default()));
+    let one = Instance::start(stubborn(dir.path(), "one"), &relay);
+    let two = Instance::start(setup(dir.path(), "two", done()), &relay);
+    one.tell(PROMPTER).await;
+    for asked in [mention(OWNER, "work"), private(OWNER, "work", 7).1] {
+        one.event(&asked).await;
+        two.event(&asked).await;
+        until_is(&one.store, &asked.id, "prompted").await;
+        assert_eq!(
+            command(&one, Command::Cancel { channel: None }).await.map(|said| said.contains("cancelled")),
+            Ok(true)
+        );
+        let ends = async {
+            while state(&two, &asked).0 != "refused" {
+                catch_up(&two, &relay).await;
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(30), ends).await.unwrap();
+        assert_eq!(state(&one, &asked).0, "prompted");
+        // What comes back to the one who told it is no news.
+        catch_up(&one, &relay).await;
+        assert_eq!(state(&one, &asked).0, "prompted");
+        command(&two, Command::Retry(asked.id)).await.unwrap();
+        let again = async {
+            while state(&one, &asked).0 != "queued" {
+                catch_up(&one, &relay).await;
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(30), again).await.unwrap();
+        assert_eq!(state(&one, &asked).1, "tried again by hand", "it waits for the turn that is ending");
+    }
+    assert_eq!(turns(&one), 2);
+    one.kill();
+    two.tell(PROMPTER).await;
+    let over = async {
+        while !two.store.open_messages().unwrap().is_empty() {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(30), over).await.unwrap();
+    assert_eq!((turns(&two), ends(&relay)), (2, 1));
 }
 
 #[tokio::test]

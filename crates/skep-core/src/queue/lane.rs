@@ -89,6 +89,20 @@ impl Lanes {
         self.remove_waiting(id)
     }
 
+    /// Takes out a message whose turn goes on without it.
+    pub fn leave(&mut self, id: &EventId) -> Option<Row> {
+        let (channel, _) = self.index.get(id)?;
+        let turn = self.lanes.get_mut(channel)?.turn.as_mut()?;
+        turn.ids.retain(|other| other != id);
+        self.remove(id)
+    }
+
+    /// The messages of the turn of a lane.
+    pub fn in_turn(&self, channel: &str) -> Vec<EventId> {
+        let turn = self.lanes.get(channel).and_then(|lane| lane.turn.as_ref());
+        turn.map(|turn| turn.ids.clone()).unwrap_or_default()
+    }
+
     /// Lanes with a turn that runs or is about to.
     pub fn busy(&self) -> usize {
         self.lanes.values().filter(|lane| lane.turn.is_some()).count()

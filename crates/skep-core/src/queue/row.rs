@@ -5,7 +5,7 @@ use skep_proto::lease::Epoch;
 use skep_proto::time::UnixMs;
 use skep_proto::{EventId, PubKey, Timestamp};
 
-use crate::turn::TurnId;
+use crate::turn::{Cancel, TurnId};
 
 /// What waits for an answer.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -93,6 +93,10 @@ pub struct Row {
     /// The date of the newest word about it, in seconds; 0: there was none. What is older is of before.
     #[serde(default)]
     pub told_at: Timestamp,
+    /// Why its turn, which runs still, is its last. Stored and told when that was decided: only an answer comes after it,
+    /// whatever becomes of the turn or of this instance.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub called_off: Option<Cancel>,
 }
 
 impl Row {
@@ -107,6 +111,7 @@ impl Row {
             retry_at: None,
             fence: None,
             told_at: 0,
+            called_off: None,
         }
     }
 

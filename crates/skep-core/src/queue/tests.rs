@@ -337,7 +337,9 @@ fn an_interrupt_ends_the_turn_and_the_newer_message_is_next() {
     send(&mut queue, 1, "a", 0);
     start(&mut queue, 1, 0);
     let out = send(&mut queue, 2, "a", 1);
-    assert!(out.contains(&Effect::Cancel { turn: turn(1), why: Cancel::Interrupted }));
+    let cancel = Effect::Cancel { turn: turn(1), why: Cancel::Interrupted };
+    assert_eq!(out.iter().rposition(|e| *e == cancel), out.iter().rposition(|e| e.row().is_some()).map(|n| n + 1));
+    assert_eq!(told(&out).map(|(row, _)| row.reason.as_str()), Some("interrupted by a newer message"));
     let out = end(&mut queue, 1, 2, Ended::Cancelled(Cancel::Interrupted));
     assert_eq!(stored(&out).map(|(state, _)| state), Some(State::Refused));
     assert_eq!(prompts(&out), [(2, 1)]);
@@ -396,6 +398,7 @@ enum Act {
     Send(u8, u8),
     Start(u8, bool),
     End(u8, u8),
+    CallOff(u8),
     Crash,
     Lead(bool),
     Resume,
@@ -406,6 +409,7 @@ fn any_act() -> impl Strategy<Value = Act> {
         4 => (0u8..12, 0u8..3).prop_map(|(n, channel)| Act::Send(n, channel)),
         4 => (0u8..12, any::<bool>()).prop_map(|(n, begins)| Act::Start(n, begins)),
         4 => (0u8..12, 0u8..7).prop_map(|(n, how)| Act::End(n, how)),
+        1 => (0u8..12).prop_map(Act::CallOff),
         1 => Just(Act::Crash),
         1 => any::<bool>().prop_map(Act::Lead),
         1 => Just(Act::Resume),
@@ -428,6 +432,7 @@ fn any_end(n: u8) -> Ended {
 #[derive(Default)]
 struct Shell {
     rows: BTreeMap<EventId, Row>,
+    called_off: BTreeSet<EventId>,
     epoch: u64,
 }
 
@@ -436,6 +441,9 @@ impl Shell {
         for effect in out {
             match effect {
                 Effect::Store(row) | Effect::Tell { row, .. } => {
+                    if row.called_off.is_some() {
+                        self.called_off.insert(row.message.id);
+                    }
                     let before = self.rows.insert(row.message.id, row);
                     let was_final = before.is_some_and(|before| before.state.is_final());
                     prop_assert!(!was_final, "what has ended does not begin again by itself");
@@ -443,6 +451,7 @@ impl Shell {
                 Effect::Prompt { message, .. } => {
                     let row = &self.rows[&message.id];
                     prop_assert_eq!(&row.state, &State::Queued);
+                    prop_assert!(!self.called_off.contains(&message.id), "what was called off is over");
                     let older = self.rows.values().filter(|other| {
                         other.message.channel == row.message.channel
                             && other.place() < row.place()
@@ -483,6 +492,7 @@ proptest! {
                     let why = NotStarted::Wait { reason: "budget".into(), until: now + 10 };
                     vec![Input::NotStarted { id: id(n), why }]
                 }
+                Act::CallOff(n) => vec![Input::CalledOff { turn: turn(n), why: Cancel::Owner }],
                 Act::End(n, how) => vec![Input::Ended { turn: turn(n), how: any_end(how) }],
                 Act::Lead(leads) => vec![Input::Leading(leads)],
                 Act::Resume => vec![Input::Resumed],

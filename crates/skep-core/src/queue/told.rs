@@ -37,19 +37,25 @@ impl Told {
 }
 
 impl Row {
+    /// What was called off is over for everybody else, though its turn has not ended yet.
+    pub fn told_state(&self) -> &State {
+        if self.called_off.is_some() { &State::Refused } else { &self.state }
+    }
+
     /// The tag of a visible notice, whose text is the reason.
     pub fn notice_tag(&self) -> [String; 2] {
-        [STATUS_TAG.to_owned(), self.state.as_str().to_owned()]
+        [STATUS_TAG.to_owned(), self.told_state().as_str().to_owned()]
     }
 
     /// The word as a reaction: clients show it as one sign, and no agent takes it for a word to itself.
     pub fn sign(&self) -> Draft {
-        let sign = match self.state {
+        let state = self.told_state();
+        let sign = match state {
             State::Queued => "🔁",
             State::Expired => "⌛",
             _ => "🚫",
         };
-        Draft::new(Kind::REACTION, self.told_at, sign).tag([STATUS_TAG, self.state.as_str(), &self.reason])
+        Draft::new(Kind::REACTION, self.told_at, sign).tag([STATUS_TAG, state.as_str(), &self.reason])
     }
 }
 
@@ -61,6 +67,7 @@ mod tests {
 
     use super::super::{Ended, Input, Message, Priority, Queue, Settings};
     use super::*;
+    use crate::backend::BackendError;
     use crate::queue::Effect;
     use crate::turn::{Cancel, TurnId};
 
@@ -187,6 +194,101 @@ mod tests {
         this.handle(Input::Ended { turn: TurnId("t".into()), how: Ended::Answered(None) });
         this.hear(word(7, State::Queued));
         assert_eq!(this.row.state, State::Answered { event: None });
+    }
+
+    /// What the store would give back after a crash.
+    fn restored(this: &Instance, leads: bool) -> (Instance, Vec<Effect>) {
+        let json = serde_json::to_string(&this.row).expect("a row is stored");
+        let row: Row = serde_json::from_str(&json).expect("a row is read");
+        let (queue, mut out) = Queue::restore(Settings::default(), [row.clone()], 6_000);
+        let mut after = Instance { queue, row };
+        out.iter().filter_map(Effect::row).for_each(|row| after.row = row.clone());
+        out.extend(after.at(6_000, Input::Leading(leads)));
+        (after, out)
+    }
+
+    fn call_off() -> Input {
+        Input::CalledOff { turn: TurnId("t".into()), why: Cancel::Owner }
+    }
+
+    /// One whose turn runs.
+    fn running() -> Instance {
+        let mut this = Instance::new();
+        this.handle(Input::Leading(true));
+        this.start(3);
+        this
+    }
+
+    #[test]
+    fn what_is_called_off_is_stored_and_told_before_its_turn_hears_of_it() {
+        let mut this = running();
+        let out = this.handle(call_off());
+        let [Effect::Tell { row, notice: None }, Effect::Cancel { why: Cancel::Owner, .. }] = out.as_slice() else {
+            panic!("{out:?}")
+        };
+        assert_eq!((row.told_at, row.reason.as_str()), (5, "cancelled by the owner"));
+        assert!(matches!(row.state, State::Prompted { .. }), "its turn has not ended");
+        let sign = row.sign();
+        let words: Vec<_> = sign.tags.named(STATUS_TAG).map(|tag| tag.value().map(str::to_owned)).collect();
+        assert_eq!((sign.content.as_str(), words), ("🚫", vec![Some("refused".to_owned())]));
+        assert_eq!(tells(&this.handle(call_off())), 0, "once");
+    }
+
+    #[test]
+    fn what_was_called_off_before_a_crash_is_over_after_it_and_begins_once_more_when_it_is_wanted() {
+        for leads in [true, false] {
+            let mut this = running();
+            this.handle(call_off());
+            let (mut after, out) = restored(&this, leads);
+            assert_eq!((&after.row.state, after.row.reason.as_str()), (&State::Refused, "cancelled by the owner"));
+            assert_eq!((prompts(&out), tells(&out)), (0, 0), "it was told");
+            after.hear(word(5, State::Refused));
+            let out = after.retry();
+            assert_eq!((tells(&out), after.row.told_at, after.row.called_off), (1, 6, None));
+            assert_eq!(prompts(&out) + prompts(&after.handle(Input::Leading(true))), 1);
+        }
+    }
+
+    #[test]
+    fn a_row_of_a_version_that_called_nothing_off_is_read() {
+        let this = running();
+        let json = serde_json::to_string(&this.row).expect("a row is stored");
+        assert!(!json.contains("called_off"), "and such a version reads ours: {json}");
+        let (after, out) = restored(&this, true);
+        assert_eq!((&after.row.state, prompts(&out)), (&State::Queued, 1), "begun again");
+    }
+
+    #[test]
+    fn whatever_a_turn_that_was_called_off_comes_to_but_an_answer_its_message_is_over_and_told_once() {
+        let error = BackendError::Busy { retry_after_secs: Some(3) };
+        for how in [
+            Ended::Cancelled(Cancel::Owner),
+            Ended::Cancelled(Cancel::Stolen),
+            Ended::Stuck,
+            Ended::TooLong,
+            Ended::Failed(error),
+        ] {
+            let mut this = running();
+            this.handle(call_off());
+            let out = this.handle(Input::Ended { turn: TurnId("t".into()), how });
+            assert_eq!((&this.row.state, this.row.reason.as_str()), (&State::Refused, "cancelled by the owner"));
+            assert_eq!((tells(&out), prompts(&this.handle(Input::Tick))), (0, 0));
+        }
+        let mut this = running();
+        this.handle(call_off());
+        this.handle(Input::Ended { turn: TurnId("t".into()), how: Ended::Answered(None) });
+        assert_eq!((&this.row.state, this.row.called_off), (&State::Answered { event: None }, None));
+    }
+
+    #[test]
+    fn what_is_tried_again_elsewhere_while_its_turn_is_ending_here_begins_after_it_and_under_a_newer_lease() {
+        let mut this = running();
+        this.handle(call_off());
+        let out = this.hear(word(6, State::Queued));
+        assert_eq!((&this.row.state, this.row.fence, prompts(&out)), (&State::Queued, Some(3), 0));
+        let out = this.handle(Input::Ended { turn: TurnId("t".into()), how: Ended::Cancelled(Cancel::Owner) });
+        let again = out.iter().filter(|effect| matches!(effect, Effect::Prompt { after: Some(3), .. }));
+        assert_eq!((again.count(), tells(&out)), (1, 0), "{out:?}");
     }
 
     #[test]

@@ -82,6 +82,12 @@ pub enum Input {
         turn: TurnId,
         how: Ended,
     },
+    /// A turn is to end, and its messages with it ([`Cancel::gives_up`]): that is stored and told before the turn hears of
+    /// it, and stands whatever becomes of the turn, but for an answer.
+    CalledOff {
+        turn: TurnId,
+        why: Cancel,
+    },
     /// Another instance's final reply was seen: a turn that was about to begin does not. One that runs goes on: the
     /// relay decides which reply stands, and where none does, the shell ends it.
     AnsweredElsewhere {

@@ -4,8 +4,10 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 
+use serde_json::json;
 use skep_core::queue::Row;
-use skep_proto::agent::control::{Control, control_draft};
+use skep_proto::agent::control::{Control, ControlResult, Status, control_draft};
+use skep_proto::agent::telemetry::Telemetry;
 use skep_proto::{Draft, EventId, Kind, RawEvent, seal, wrap};
 use tempfile::TempDir;
 
@@ -16,11 +18,15 @@ use crate::relay_harness::client::member;
 const SCRIPT: &str = r#"#!/bin/sh
 set -- $(grep '^job ' | tail -n 1)
 echo "$2" >> DIR/runs
-case "$(cat DIR/mode)" in wait) sleep 300;; fail) exit 1;; esac
+case "$(cat DIR/mode)" in
+  wait) sleep 300;;
+  fail) exit 1;;
+  stubborn) trap '' HUP INT PIPE TERM; while :; do sleep 1; done;;
+esac
 echo "done $2"
 "#;
 
-const MODES: [&str; 3] = ["wait", "fail", "answer"];
+const MODES: [&str; 4] = ["wait", "fail", "stubborn", "answer"];
 
 /// Two homes on two machines, with one relay in common.
 struct Two {
@@ -72,12 +78,33 @@ impl Two {
         publish(&self.hive.upstream(), std::slice::from_ref(event));
     }
 
-    /// The owner's order, sealed (NIP-AO).
-    fn cancel(&self, channel: &str) {
+    /// The owner's order, sealed (NIP-AO); gives its name.
+    fn cancel(&self, channel: &str) -> EventId {
         let agent = self.hive.agent().pubkey();
         let order = Control::CancelTurn { channel_id: channel.to_owned() }.to_json().unwrap();
         let sealed = seal::seal(&member(), &agent, &order, rand::random()).unwrap();
-        self.send(control_draft(&agent, now(), sealed).sign(&member(), &[0; 32]).raw());
+        let order = control_draft(&agent, now(), sealed).sign(&member(), &[0; 32]).raw().clone();
+        self.send(&order);
+        order.id
+    }
+
+    /// Whether the owner was told that an order is obeyed.
+    fn is_obeyed(&self, order: &EventId) -> bool {
+        let agent = self.hive.agent().pubkey();
+        // A relay hands frames over to those only who ask since when.
+        let filter = json!({ "kinds": [Kind::AGENT_FRAME], "authors": [agent], "#p": [pubkey(&member())], "since": 0 });
+        let frames = self.hive.owner().query(&filter);
+        let texts = frames.iter().filter_map(|frame| seal::open(&member(), &agent, &frame.content).ok());
+        let items = texts.filter_map(|text| Telemetry::from_json(&text).ok()?.into_items().ok()).flatten();
+        let mut results = items.filter_map(|item| item.payload.parse::<ControlResult>().ok());
+        results.any(|result| result.control_event_id.as_ref() == Some(order) && result.status == Status::Sent)
+    }
+
+    /// The signs under a message that tell of its end.
+    fn ends_of(&self, message: &EventId) -> usize {
+        let agent = self.hive.agent().pubkey();
+        let filter = json!({ "kinds": [Kind::REACTION], "authors": [agent], "#e": [message] });
+        self.hive.owner().query(&filter).iter().filter(|sign| sign.content == "🚫").count()
     }
 
     fn row(&self, n: usize, id: &EventId) -> Option<Row> {
@@ -184,6 +211,38 @@ fn a_dead_letter_of_one_machine_is_dead_on_another_until_it_is_tried_again() {
     until("the second knows it", || two.state(1, &first.id) == "dead");
     two.hand_over(&first, "dead", &next);
     two.try_again(&first, None);
+}
+
+/// Its program takes seconds to be ended, and nobody waits for that.
+#[test]
+fn a_cancel_that_was_obeyed_stands_though_the_harness_is_killed_before_the_turn_has_ended() {
+    let mut two = Two::new(66, "stubborn");
+    let (first, next) = (two.note("first"), two.note("next"));
+    two.hive.start(0);
+    two.hive.until_led();
+    two.send(&first);
+    until("it works on it", || two.runs_of("first") == 1);
+    let order = two.cancel(&format!("notes:{}", pubkey(&member())));
+    until("the owner is told that it is cancelled", || two.is_obeyed(&order));
+    two.hive.kill(0);
+    two.set("answer");
+    two.hive.start(0);
+    two.send(&next);
+    until("what comes next is answered", || two.state(0, &next.id) == "answered");
+    let row = two.row(0, &first.id).unwrap();
+    assert_eq!(
+        (row.state.as_str(), row.reason.as_str(), two.runs_of("first")),
+        ("refused", "cancelled by the owner", 1),
+        "in one channel, before it"
+    );
+    until("all is told", || two.hive.records(0).outbox_len().unwrap().0 == 0);
+    assert_eq!(two.ends_of(&first.id), 1);
+    let said = two.retry(0, Some(&first.id));
+    assert!(said.contains("tried again"), "{said}");
+    until("it is answered", || two.state(0, &first.id) == "answered");
+    until("and said", || two.hive.replies(&[first.id]).len() == 1);
+    two.hive.stop(0);
+    assert_eq!((two.runs_of("first"), two.hive.replies(&[first.id])[&first.id].len()), (2, 1));
 }
 
 /// The word is among what the relay kept meanwhile, and nobody else is there who leads.

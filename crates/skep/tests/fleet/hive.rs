@@ -17,7 +17,7 @@ use secp256k1::{Keypair, SECP256K1};
 use serde_json::{Value, json};
 use skep_proto::attestation::{Conditions, attest};
 use skep_proto::{Draft, EventId, Kind, PubKey, RawEvent};
-use skep_store::AgentStore;
+use skep_store::{AgentStore, StoreError};
 use tempfile::TempDir;
 
 use crate::proxy::{Proxy, Upstream};
@@ -36,6 +36,9 @@ pub const MARK: &str = "FLEET_RUN";
 
 /// Ids in one REQ: below the results that the smallest relay here gives.
 const IDS_AT_ONCE: usize = 20;
+
+/// Lines of each log that a test which failed shows.
+const LOG_LINES: usize = 30;
 
 /// What the hive is made of.
 pub struct Plan {
@@ -244,7 +247,16 @@ impl Hive {
 
     /// The records of an instance.
     pub fn records(&self, n: usize) -> AgentStore {
-        AgentStore::open(&self.slots[n].home.join("agents").join(self.agent().name).join("agent.db")).unwrap()
+        AgentStore::open(&self.records_path(n)).unwrap()
+    }
+
+    /// The same of an instance that may be writing them, or may never have made any.
+    pub fn records_as_they_are(&self, n: usize) -> Result<AgentStore, StoreError> {
+        AgentStore::open_to_read(&self.records_path(n))
+    }
+
+    fn records_path(&self, n: usize) -> PathBuf {
+        self.slots[n].home.join("agents").join(self.agent().name).join("agent.db")
     }
 
     /// Which instance has the relay's lease on being the agent's prompter.
@@ -294,7 +306,7 @@ impl Hive {
     pub fn log(&self, n: usize) -> String {
         let text = read(&self.log_path(n));
         let lines: Vec<&str> = text.lines().collect();
-        lines[lines.len().saturating_sub(20)..].join("\n")
+        lines[lines.len().saturating_sub(LOG_LINES)..].join("\n")
     }
 }
 

@@ -6,6 +6,7 @@ use rand::Rng;
 
 use crate::hive::{Agent, Hive, Plan, descendants, lives, marked, now, publish, until};
 use crate::model::{Job, Model, answered, assert_answered_once_in_order};
+use crate::waiting::until_answered;
 use crate::{knob, seeded};
 
 /// From the OK of a mention to its reply, with the model's time, and somewhat more.
@@ -37,7 +38,7 @@ fn killed_at_any_point_of_a_turn_the_harness_leaves_one_answer_and_no_process() 
     }
     let interrupted = kills - answered(&hive, &jobs);
     hive.start(0);
-    until("every mention is answered", || answered(&hive, &jobs) == jobs.len());
+    until_answered(&hive, &model, &jobs);
     hive.stop(0);
     assert_eq!(marked(&hive.run), [0; 0], "nothing outlives a stop");
     assert_answered_once_in_order(&hive, &model, &jobs);

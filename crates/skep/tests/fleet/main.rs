@@ -19,6 +19,7 @@ mod relay_harness;
 mod safety;
 mod secrets;
 mod steal;
+mod waiting;
 
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};

@@ -102,10 +102,16 @@ pub fn ids(jobs: &[Job]) -> Vec<skep_proto::EventId> {
     jobs.iter().map(|job| job.event.id).collect()
 }
 
+/// Those that are not answered in full.
+pub fn unanswered<'j>(hive: &Hive, jobs: &'j [Job]) -> Vec<&'j Job> {
+    let replies = hive.replies(&ids(jobs));
+    let is_answered = |job: &&Job| replies.get(&job.event.id).is_some_and(|found| found.len() >= job.parts());
+    jobs.iter().filter(|job| !is_answered(job)).collect()
+}
+
 /// How many are answered in full.
 pub fn answered(hive: &Hive, jobs: &[Job]) -> usize {
-    let replies = hive.replies(&ids(jobs));
-    jobs.iter().filter(|job| replies.get(&job.event.id).is_some_and(|found| found.len() >= job.parts())).count()
+    jobs.len() - unanswered(hive, jobs).len()
 }
 
 /// Fails, with the fate of each message that has none or a wrong one, unless each was answered once, by a run of the

@@ -2,9 +2,10 @@
 
 use rand::Rng;
 
-use crate::hive::{Agent, Hive, Plan, now, publish, until};
+use crate::hive::{Agent, Hive, Plan, now, publish};
 use crate::model::{Job, Model, answered, assert_answered_once_in_order};
 use crate::proxy::End;
+use crate::waiting::{until_answered, until_none};
 use crate::{knob, seeded};
 
 /// Stored events that the relay gives for one request.
@@ -47,7 +48,10 @@ fn what_is_asked_while_the_agent_is_away_is_answered_in_order_through_restarts_a
     publish(&hive.upstream(), late);
     hive.start(0);
     for part in 1..=4 {
-        until("some are answered", || answered(&hive, &jobs) >= mentions * part / 6);
+        let wanted = mentions * part / 6;
+        until_none(&hive, &model, &jobs, "answers before the next fault", || {
+            wanted.saturating_sub(answered(&hive, &jobs))
+        });
         match rng.random_range(0..3) {
             0 => {
                 hive.relay_down();
@@ -57,8 +61,8 @@ fn what_is_asked_while_the_agent_is_away_is_answered_in_order_through_restarts_a
             _ => hive.slots[0].proxy.cut(End::Reset),
         }
     }
-    until("every mention is answered", || answered(&hive, &jobs) == jobs.len());
-    until("the outbox is empty", || hive.records(0).outbox_len().unwrap().0 == 0);
+    until_answered(&hive, &model, &jobs);
+    until_none(&hive, &model, &jobs, "events in the outbox", || hive.records(0).outbox_len().unwrap().0 as usize);
     assert_eq!(hive.records(0).open_messages().unwrap().len(), 0, "no message waits");
     hive.stop(0);
     assert_answered_once_in_order(&hive, &model, &jobs);
@@ -77,7 +81,7 @@ fn a_reply_in_parts_comes_whole_and_once_though_lines_break_in_it() {
     for job in &jobs {
         hive.slots[0].proxy.cut_after(rng.random_range(1_000..BYTES));
         publish(&hive.upstream(), std::slice::from_ref(&job.event));
-        until("it is answered", || answered(&hive, std::slice::from_ref(job)) == 1);
+        until_answered(&hive, &model, std::slice::from_ref(job));
     }
     hive.stop(0);
     assert_answered_once_in_order(&hive, &model, &jobs);

@@ -6,8 +6,9 @@ use std::time::Duration;
 use rand::Rng;
 
 use crate::chaos::Chaos;
-use crate::hive::{Agent, Hive, Plan, now, publish, until};
-use crate::model::{Job, Model, answered, assert_answered_once_in_order};
+use crate::hive::{Agent, Hive, Plan, now, publish};
+use crate::model::{Job, Model, assert_answered_once_in_order};
+use crate::waiting::{until_answered, until_none};
 use crate::{knob, seeded};
 
 /// Mentions of one channel at the most: a channel has one turn at a time.
@@ -56,19 +57,22 @@ fn contest(test: &str, instances: usize, machine: impl Fn(usize) -> usize) {
         Chaos::new(&mut hive, rng).run(|| is_asking.load(Ordering::SeqCst) && !asking.is_finished());
         asking.join().unwrap();
     });
-    until("every mention is answered", || answered(&hive, &jobs) == jobs.len());
+    until_answered(&hive, &model, &jobs);
     // What lies in an outbox still, of one who was replaced, comes now if ever.
     hive.stop_all();
     (0..instances).for_each(|n| hive.start(n));
     let last = Job::new(&key, "last", 0, now() + 1, 0, "0");
     publish(&hive.upstream(), std::slice::from_ref(&last.event));
-    until("a mention after all is answered", || answered(&hive, std::slice::from_ref(&last)) == 1);
-    until("the outboxes are empty", || (0..instances).all(|n| hive.records(n).outbox_len().unwrap().0 == 0));
-    until("no instance waits for anything", || {
-        (0..instances).all(|n| hive.records(n).open_messages().unwrap().is_empty())
+    jobs.push(last);
+    until_answered(&hive, &model, &jobs);
+    let sum = |of: &dyn Fn(usize) -> usize| -> usize { (0..instances).map(of).sum() };
+    until_none(&hive, &model, &jobs, "events in the outboxes", || {
+        sum(&|n| hive.records(n).outbox_len().unwrap().0 as usize)
+    });
+    until_none(&hive, &model, &jobs, "messages that an instance waits for", || {
+        sum(&|n| hive.records(n).open_messages().unwrap().len())
     });
     hive.stop_all();
-    jobs.push(last);
     assert_answered_once_in_order(&hive, &model, &jobs);
 }
 
