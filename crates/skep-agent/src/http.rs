@@ -126,8 +126,8 @@ async fn start(io: impl AsyncRead + AsyncWrite + Unpin + Send + 'static) -> Resu
     Ok((sender, Connection(task)))
 }
 
-/// Mozilla's roots, as for relays.
-fn tls() -> TlsConnector {
+/// TLS to whomever Mozilla's roots vouch for: model servers and relays alike.
+pub fn tls() -> TlsConnector {
     let roots = RootCertStore { roots: webpki_roots::TLS_SERVER_ROOTS.to_vec() };
     let config = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
         .with_safe_default_protocol_versions()

@@ -26,6 +26,7 @@ pub mod tree;
 
 pub use backend::{Backend, Closed, ORDERS_MAX, SAID_MAX};
 pub use child::environment::{Environment, EnvironmentError};
+pub use http::tls;
 pub use lines::LINE_BYTES_MAX;
 pub use skep_core::backend as words;
 pub use spec::{Kind, McpServer, McpTransport, Spec, Timing};

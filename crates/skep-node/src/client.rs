@@ -7,6 +7,7 @@
 mod date;
 mod dial;
 mod error;
+mod http;
 mod management;
 mod message;
 

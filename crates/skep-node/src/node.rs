@@ -9,7 +9,6 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures_util::future::join_all;
 use skep_proto::control::{Answer, Ask, NodeStatus, Outcome, RelayStatus};
 use skep_proto::{PubKey, limits};
 use skep_relay::Relay;
@@ -17,6 +16,7 @@ use tokio::sync::mpsc;
 use tokio::time::{Instant, timeout_at};
 
 use crate::agent::settings::AgentSettings;
+use crate::agent::trees::beside;
 use crate::agent::{Instance, Plan, stop_all};
 use crate::config::Settings;
 use crate::control::{ControlError, Server, ask_all};
@@ -234,8 +234,8 @@ fn unattended_passphrase(what: &str) -> Result<SecretText, KeyError> {
     }
 }
 
-/// Starts agents, and shows each either way. The errors are for a person. It blocks; for repositories no longer than for
-/// the slowest of them.
+/// Starts agents, and shows each either way. The errors are for a person. It blocks; while repositories are
+/// looked at, too, which is done beside each other.
 fn start_agents<'a>(
     fleet: &Fleet,
     home: &Home,
@@ -253,7 +253,7 @@ fn start_agents<'a>(
         };
         (agent, pubkey, plan)
     });
-    let looked_at = tokio::runtime::Handle::current().block_on(join_all(looked_at));
+    let looked_at = tokio::runtime::Handle::current().block_on(beside(looked_at));
     let start = |(agent, pubkey, plan)| (agent, start_agent(fleet, home, agent, pubkey, plan));
     looked_at.into_iter().map(start).collect()
 }

@@ -122,8 +122,11 @@ pub const KILL_STEP_MS: u64 = 5_000;
 pub const GIT_MS_MAX: u64 = 5 * 60 * 1_000;
 
 /// Milliseconds that git may take at the start of an agent to say whether trees can be made: three questions of some
-/// 10 ms, and a cold disk. All agents are looked at beside each other, and one that is not known by then is started.
+/// 10 ms, and a cold disk. Agents are looked at beside each other, and one that is not known by then is started.
 pub const TREES_CHECK_MS_MAX: u64 = 5_000;
+
+/// Repositories that are looked at beside each other, with a process of git each: those of 50 agents take two rounds.
+pub const TREES_CHECKED_AT_ONCE_MAX: usize = 32;
 
 /// Trees of one agent: 256 checkouts of 100 MiB are 25 GiB, and to list them git is asked 256 x 8 times, about 10 s.
 pub const TREES_MAX: usize = 256;

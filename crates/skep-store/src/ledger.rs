@@ -12,7 +12,7 @@ use rusqlite::{Connection, Transaction, TransactionBehavior, params};
 use skep_proto::{Timestamp, limits};
 
 use crate::StoreError;
-use crate::agent::{blocking, create_private};
+use crate::agent::{blocking, create_private, in_transaction, sql_of};
 
 /// How long a transaction waits for another process's.
 const BUSY: Duration = Duration::from_secs(2);
@@ -102,31 +102,28 @@ impl Ledger {
         window: &Window<'_>,
         decide: impl FnOnce(&[Entry]) -> (T, Vec<Write>),
     ) -> Result<T, StoreError> {
-        let run = |db: &mut Connection| {
-            let txn = db.transaction_with_behavior(TransactionBehavior::Immediate)?;
-            let (answer, writes) = decide(&entries(&txn, window)?);
+        self.write(|txn| {
+            let (answer, writes) = decide(&entries(txn, window)?);
             for write in writes {
                 match write {
-                    Write::Put(entry) => put(&txn, window, &entry)?,
+                    Write::Put(entry) => put(txn, window, &entry)?,
                     Write::Remove(turn) => drop(txn.execute("DELETE FROM entries WHERE turn = ?", params![turn])?),
                 }
             }
-            txn.commit()?;
             Ok(answer)
-        };
-        blocking(|| run(&mut self.db)).map_err(|error: rusqlite::Error| sql(&error))
+        })
     }
 
     /// Whether nobody was told this on that day before; from now on somebody was.
     pub fn tell_once(&mut self, day: u64, what: &str) -> Result<bool, StoreError> {
-        let run = |db: &mut Connection| {
-            let txn = db.transaction_with_behavior(TransactionBehavior::Immediate)?;
+        self.write(|txn| {
             txn.execute("DELETE FROM told WHERE day < ?", params![day])?;
-            let is_new = txn.execute("INSERT OR IGNORE INTO told (day, what) VALUES (?, ?)", params![day, what])? > 0;
-            txn.commit()?;
-            Ok(is_new)
-        };
-        blocking(|| run(&mut self.db)).map_err(|error: rusqlite::Error| sql(&error))
+            Ok(txn.execute("INSERT OR IGNORE INTO told (day, what) VALUES (?, ?)", params![day, what])? > 0)
+        })
+    }
+
+    fn write<T>(&mut self, change: impl FnOnce(&Transaction<'_>) -> rusqlite::Result<T>) -> Result<T, StoreError> {
+        blocking(|| in_transaction(&mut self.db, change)).map_err(|error| sql(&error))
     }
 }
 
@@ -192,10 +189,5 @@ fn put(txn: &Transaction<'_>, window: &Window<'_>, entry: &Entry) -> rusqlite::R
 }
 
 fn sql(error: &rusqlite::Error) -> StoreError {
-    use rusqlite::ErrorCode;
-    match error.sqlite_error_code() {
-        Some(ErrorCode::DiskFull) => StoreError::DiskFull,
-        Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase) => StoreError::Corrupt("budget.db"),
-        _ => StoreError::Other(error.to_string()),
-    }
+    sql_of("budget.db", error)
 }

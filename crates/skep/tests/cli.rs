@@ -1,10 +1,11 @@
 //! The real binary in a home of its own. Every failure gives one clear line, a hint and the documented exit code.
 #![expect(clippy::unwrap_used, reason = "a test")]
 
+#[expect(dead_code, reason = "other suites use the rest")]
+mod binary;
 mod scripted;
 
 use std::fs;
-use std::io::Write;
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
@@ -34,24 +35,13 @@ impl Place {
     }
 
     fn command(&self, args: &[&str]) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_skep"));
-        command
-            .args(args)
-            .current_dir(self.dir.path())
-            .env_clear()
-            .env("HOME", self.dir.path())
-            .env("SKEP_HOME", self.dir.path().join("skep"))
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped());
+        let mut command = binary::in_place(binary::path(), self.dir.path(), &self.dir.path().join("skep"));
+        command.args(args).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
         command
     }
 
-    fn finish(mut command: Command, stdin: &str) -> Ran {
-        let mut child = command.spawn().unwrap();
-        // A command that does not read stdin may be gone already.
-        let _ = child.stdin.take().unwrap().write_all(stdin.as_bytes());
-        let output = child.wait_with_output().unwrap();
+    fn finish(command: Command, stdin: &str) -> Ran {
+        let output = binary::pipe(command, stdin);
         Ran {
             code: output.status.code().unwrap(),
             stdout: String::from_utf8(output.stdout).unwrap(),

@@ -3,6 +3,8 @@
 //! `SKEP_KILLS` says how often the relay is killed; a run prints its seed and the command that repeats it.
 #![expect(clippy::unwrap_used, reason = "a test")]
 
+#[expect(dead_code, reason = "other suites use the rest")]
+mod binary;
 mod relay_harness;
 
 use std::io::{BufRead, BufReader, Read, Write};

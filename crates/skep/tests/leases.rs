@@ -3,6 +3,8 @@
 //!
 //! `SKEP_LEASE_ROUNDS` says how many rounds the contest has.
 
+#[expect(dead_code, reason = "other suites use the rest")]
+mod binary;
 mod load_harness;
 
 use std::collections::{BTreeMap, BTreeSet};

@@ -7,6 +7,8 @@
 //! Needs root and a loop device. Without them it says that it was skipped.
 #![expect(clippy::unwrap_used, reason = "a test")]
 
+#[expect(dead_code, reason = "other suites use the rest")]
+mod binary;
 mod relay_harness;
 
 use std::fs::File;

@@ -9,7 +9,8 @@ use skep_proto::{EventId, RawEvent};
 use skep_store::StoreError;
 use skep_store::agent::MessageState;
 
-use super::desk::{Desk, row_of, state_of};
+use super::desk::Desk;
+use super::effects::{row_of, state_of};
 use super::letter::Letter;
 use super::mail::AHEAD_SECS_MAX;
 

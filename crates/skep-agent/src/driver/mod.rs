@@ -5,13 +5,15 @@
 //! Neighbours: `skep-node` gives it verified events ([`Input`]), a [`Door`] to its home relay, and sends what lies in
 //! the outbox. Must not: decide anything (core does), or publish what is not stored first.
 //!
-//! `desk` the loop's state and the queue's effects · `mail` what an event is · `work` turns · `lease` theirs · `post` what is published ·
+//! `desk` the loop and its state · `effects` what the queue asks for · `mail` what an event is · `work` turns · `outcome` what
+//! comes of them · `lease` theirs · `post` what is published ·
 //! `ends` how others hear that it is over · `pause` why none begins · `earlier` what was said before · `members` who is one · `purse` its budget · `profile` what it says of itself ·
 //! `model` another model · `tell` what only the owner is told · `letter` a message however it came · `sealed` direct
 //! messages · `tools` what the agent asks of its harness, `look` what is looked up for that · `host` what the machine gives it
 
 mod desk;
 mod earlier;
+mod effects;
 mod ends;
 mod host;
 mod lease;
@@ -20,6 +22,7 @@ mod look;
 mod mail;
 mod members;
 mod model;
+mod outcome;
 mod pause;
 mod post;
 mod profile;

@@ -158,13 +158,18 @@ impl<D: Door + 'static> Desk<D> {
 
     /// A note to the owner about a message. It names nobody else: agents that are told would answer.
     pub(super) fn tell_owner(&mut self, about: &Letter, text: &str) -> Result<(), StoreError> {
+        self.tell_owner_in(about.form, &about.id, text)
+    }
+
+    /// The same in the form of what it is about. What was said in a direct message is not named in clear.
+    pub(super) fn tell_owner_in(&mut self, form: Form, about: &EventId, text: &str) -> Result<(), StoreError> {
         let Some(owner) = self.setup.audience.owner else { return Ok(()) };
-        if about.is_sealed() {
-            let events = self.direct(about.form, &owner, text);
+        if form != Form::Open {
+            let events = self.direct(form, &owner, text);
             return self.enqueue(&events);
         }
         let draft = Draft::new(Kind::NOTE, self.unix_now(), text)
-            .tag(["e", &about.id.to_hex(), "", "mention"])
+            .tag(["e", &about.to_hex(), "", "mention"])
             .tag(["p", &owner.to_hex()]);
         let event = self.sign(draft);
         self.enqueue(&[event])
@@ -178,12 +183,16 @@ impl<D: Door + 'static> Desk<D> {
     }
 
     pub(super) fn observe(&mut self, channel: &str, kind: TelemetryKind, payload: Payload) {
+        self.observe_under(channel, kind, payload, None);
+    }
+
+    fn observe_under(&mut self, channel: &str, kind: TelemetryKind, payload: Payload, question: Option<Authorization>) {
         let observation = Observation {
             kind,
             channel_id: Some(channel.to_owned()),
             session_id: self.session_of(channel),
             turn_id: self.turn_of(channel),
-            authorization: None,
+            authorization: question,
             payload,
         };
         self.frames.push(Moment(self.unix_ms()), observation);
@@ -205,15 +214,7 @@ impl<D: Door + 'static> Desk<D> {
 
     /// The frame that asks for a permission, with the name of the question (NIP-AO).
     pub(super) fn observe_question(&mut self, channel: &str, frame: &str, authorization: Authorization) {
-        let observation = Observation {
-            kind: TelemetryKind::AcpRead,
-            channel_id: Some(channel.to_owned()),
-            session_id: self.session_of(channel),
-            turn_id: self.turn_of(channel),
-            authorization: Some(authorization),
-            payload: Payload::raw(frame),
-        };
-        self.frames.push(Moment(self.unix_ms()), observation);
+        self.observe_under(channel, TelemetryKind::AcpRead, Payload::raw(frame), Some(authorization));
     }
 
     pub(super) fn observe_answer(&mut self, turn: &TurnId, authorization: &Authorization) {

@@ -7,7 +7,7 @@ use skep_core::permit::Answer;
 use skep_core::queue::{Row, State};
 use skep_proto::agent::telemetry::{LeadershipStatus, MessageStatus, Payload, Reason, TelemetryKind};
 use skep_proto::time::Moment;
-use skep_proto::{Draft, EventId, Kind, limits};
+use skep_proto::{EventId, limits};
 use skep_store::StoreError;
 
 use super::desk::{Desk, STOPS};
@@ -69,19 +69,12 @@ impl<D: Door + 'static> Desk<D> {
 
     /// Under a card that was decided: an answer to it came too late.
     pub(super) fn tell_late(&mut self, card: &EventId, text: &str) -> Result<(), StoreError> {
-        let Some(owner) = self.setup.audience.owner else { return Ok(()) };
-        // What was said in a direct message is not named in clear.
-        if self.permits.is_sealed(card) {
-            let is_old = self.said_sealed.contains(&(*card, *card));
-            let form = if is_old { Form::Old } else { Form::Wrapped };
-            let events = self.direct(form, &owner, text);
-            return self.enqueue(&events);
-        }
-        let draft = Draft::new(Kind::NOTE, self.unix_now(), text)
-            .tag(["e", &card.to_hex(), "", "mention"])
-            .tag(["p", &owner.to_hex()]);
-        let event = self.sign(draft);
-        self.enqueue(&[event])
+        let form = match self.permits.is_sealed(card) {
+            false => Form::Open,
+            true if self.said_sealed.contains(&(*card, *card)) => Form::Old,
+            true => Form::Wrapped,
+        };
+        self.tell_owner_in(form, card, text)
     }
 
     fn push_frame<T: Serialize>(

@@ -45,23 +45,54 @@ fn look_now(path: &Path, common: &Path) -> io::Result<Found> {
         // Git begins with an empty directory; it takes no other.
         return Ok(if is_empty && std::fs::remove_dir(path).is_ok() { Found::Nothing } else { Found::Other });
     };
+    if text.is_empty() {
+        return Ok(if is_begun(path, common)? { Found::HalfMade } else { Found::Other });
+    }
     let Some(gitdir) = linked(&text).and_then(|gitdir| its_own(path, &path.join(gitdir), common)) else {
         return Ok(Found::Other);
     };
-    let is_making = self::text(&gitdir.join("locked")).is_some_and(|locked| locked.trim() == MAKING);
-    Ok(if is_making { Found::HalfMade } else { Found::Whole(gitdir) })
+    Ok(if is_making(&gitdir) { Found::HalfMade } else { Found::Whole(gitdir) })
+}
+
+fn is_making(gitdir: &Path) -> bool {
+    text(&gitdir.join("locked")).is_some_and(|locked| locked.trim() == MAKING)
+}
+
+/// Whether git was stopped between making the file `.git` and writing into it, which it does before it puts anything
+/// beside that: then there is nothing else, and no worktree that was whole has its place here. One may have commits
+/// that are on no branch.
+fn is_begun(path: &Path, common: &Path) -> io::Result<bool> {
+    if std::fs::read_dir(path)?.nth(1).is_some() {
+        return Ok(false);
+    }
+    let known = match std::fs::read_dir(common.join("worktrees")) {
+        Ok(known) => known,
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(true),
+        Err(error) => return Err(error),
+    };
+    let place = path.canonicalize()?;
+    for gitdir in known {
+        let gitdir = gitdir?.path();
+        if place_of(&gitdir).is_some_and(|of| of == place) && !is_making(&gitdir) {
+            return Ok(false);
+        }
+    }
+    Ok(true)
 }
 
 /// The place where the repository keeps a worktree, if it is one of its own and says that it is this one's.
 fn its_own(path: &Path, gitdir: &Path, common: &Path) -> Option<PathBuf> {
     let gitdir = gitdir.canonicalize().ok()?;
-    let back = || {
-        let back = gitdir.join(text(&gitdir.join("gitdir"))?.trim_end_matches(['\n', '\r']));
-        let is_file = back.file_name()? == ".git";
-        is_file.then(|| back.parent()?.canonicalize().ok())?
-    };
-    let is_own = gitdir.parent() == Some(&common.join("worktrees")) && back()? == path.canonicalize().ok()?;
+    let is_own =
+        gitdir.parent() == Some(&common.join("worktrees")) && place_of(&gitdir)? == path.canonicalize().ok()?;
     is_own.then_some(gitdir)
+}
+
+/// The place that is a worktree's by what the repository keeps of it. Canonical.
+fn place_of(gitdir: &Path) -> Option<PathBuf> {
+    let back = gitdir.join(text(&gitdir.join("gitdir"))?.trim_end_matches(['\n', '\r']));
+    let is_file = back.file_name()? == ".git";
+    is_file.then(|| back.parent()?.canonicalize().ok())?
 }
 
 /// The branch that is checked out in a tree.

@@ -254,6 +254,49 @@ async fn a_lock_that_a_killed_process_left_is_taken_away_and_one_of_now_is_not()
 }
 
 #[tokio::test]
+async fn an_empty_git_file_that_git_left_when_it_was_killed_is_mended_and_no_other() {
+    let place = Place::new();
+    let trees = place.trees("home");
+    let path = trees.prepare("c").await.expect("made").path.clone();
+    let gitdir = PathBuf::from(git(&path, &["rev-parse", "--absolute-git-dir"]));
+    let empty = || {
+        std::fs::remove_dir_all(&path).expect("removed");
+        std::fs::create_dir(&path).expect("made");
+        std::fs::write(path.join(".git"), "").expect("written");
+    };
+    // As git leaves it between making the file and writing into it, before it checks anything out.
+    empty();
+    std::fs::write(gitdir.join("locked"), "initializing").expect("written");
+    let half_made = one(&trees).await.kept;
+    assert!(matches!(&half_made, Some(Kept::Unknown(why)) if why.starts_with("half made")), "{half_made:?}");
+    assert!(path.join(".git").exists(), "a look changes nothing");
+    drop(trees.prepare("c").await.expect("made anew"));
+    assert_eq!(git(&path, &["status", "--porcelain"]), "");
+    // Power was lost, and with it what the repository had of the tree.
+    empty();
+    std::fs::remove_dir_all(gitdir.parent().expect("all of them")).expect("removed");
+    drop(trees.prepare("c").await.expect("made anew"));
+    assert_eq!(git(&path, &["status", "--porcelain"]), "");
+
+    let in_the_way = Some(TreeError::InTheWay(path.clone()));
+    // Somebody's work is beside it, though git was never done with the tree.
+    std::fs::write(path.join(".git"), "").expect("written");
+    std::fs::write(gitdir.join("locked"), "initializing").expect("written");
+    assert_eq!(trees.prepare("c").await.err(), in_the_way);
+    assert!(path.join("file.txt").exists());
+    // The tree was whole: what is on no branch may be known to it alone.
+    empty();
+    std::fs::remove_file(gitdir.join("locked")).expect("removed");
+    assert_eq!(trees.prepare("c").await.err(), in_the_way);
+    assert!(gitdir.exists());
+    // A link, also to an empty file, is none of git's.
+    std::fs::remove_dir_all(gitdir.parent().expect("all of them")).expect("removed");
+    std::fs::remove_file(path.join(".git")).expect("removed");
+    std::os::unix::fs::symlink("/dev/null", path.join(".git")).expect("linked");
+    assert_eq!(trees.prepare("c").await.err(), in_the_way);
+}
+
+#[tokio::test]
 async fn what_is_in_the_way_is_left_alone() {
     let place = Place::new();
     let trees = place.trees("home");

@@ -61,9 +61,7 @@ async fn what_the_hour_does_not_allow_waits_until_it_does_and_the_owner_is_told_
     let instance = start("second");
     instance.tell(PROMPTER).await;
     instance.event(&mention(OWNER, "four")).await;
-    let (reply, flushed) = oneshot::channel();
-    instance.tell(Input::Flushed(reply)).await;
-    flushed.await.unwrap();
+    instance.flush().await;
     assert_eq!(store.newest_turns(9).unwrap().len(), 1, "nothing is spent");
     assert_eq!(relay.accepted(Kind::NOTE).len(), 2, "told once");
     instance.kill();
@@ -97,9 +95,7 @@ async fn many_channels_wait(count: usize) {
         last = Some(event);
     }
     instance.tell(PROMPTER).await;
-    let (reply, flushed) = oneshot::channel();
-    instance.tell(Input::Flushed(reply)).await;
-    flushed.await.unwrap();
+    instance.flush().await;
     assert!(reason(&instance, &last.unwrap()).contains("budget: turns_per_hour"));
     assert_eq!(instance.store.newest_turns(9).unwrap().len(), 0);
 }
@@ -255,9 +251,7 @@ async fn the_common_budget_is_asked_before_a_turn_and_told_after_it_with_the_tas
     for event in &waiting {
         instance.event(event).await;
     }
-    let (reply, flushed) = oneshot::channel();
-    instance.tell(Input::Flushed(reply)).await;
-    flushed.await.unwrap();
+    instance.flush().await;
     assert!(reason(&instance, &waiting[0]).contains("budget: usd_per_day of the fleet is used up until"));
     assert!(reason(&instance, &waiting[1]).contains("budget.db cannot be used: the disk is full"));
     let told = relay.wait_for(Kind::NOTE, 1).await.pop().unwrap();
@@ -334,9 +328,7 @@ async fn a_start_tells_the_common_budget_of_turns_whose_end_nobody_saw() {
     let turn = first.store.newest_turns(1).unwrap().remove(0);
     first.kill();
     let second = start("second");
-    let (reply, flushed) = oneshot::channel();
-    second.tell(Input::Flushed(reply)).await;
-    flushed.await.unwrap();
+    second.flush().await;
     let unseen = End { turn: TurnId(turn.turn), at: turn.started_at, spent: Some(Spent::default()) };
     assert_eq!(*common.known.lock().unwrap(), [unseen]);
 }

@@ -45,9 +45,7 @@ async fn a_leader_that_slept_asks_before_it_acts_and_its_turn_ends_without_a_rep
 
     // The role that was true when it was sent is not believed either.
     instance.tell(PROMPTER).await;
-    let (reply, said) = oneshot::channel();
-    instance.tell(Input::Flushed(reply)).await;
-    said.await.unwrap();
+    instance.flush().await;
     assert_eq!(instance.store.newest_turns(9).unwrap().len(), 1);
 
     lead.0.store(false, Ordering::Relaxed);
@@ -195,9 +193,7 @@ async fn an_answer_that_lost_to_another_instance_is_taken_back_and_the_others_st
         instance.store.delivered(&id, HOME, &delivery).unwrap();
         instance.tell(Input::Delivered { id, relay: HOME.into(), delivery }).await;
     }
-    let (reply, flushed) = oneshot::channel();
-    instance.tell(Input::Flushed(reply)).await;
-    flushed.await.unwrap();
+    instance.flush().await;
     until_is(&instance.store, &unknown.id, "answered").await;
     until_is(&instance.store, &known.id, "answered").await;
     assert_eq!(instance.store.newest_turns(9).unwrap().len(), 3, "one was answered anew, one was left as it was");

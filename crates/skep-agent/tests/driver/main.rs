@@ -190,12 +190,7 @@ async fn of_two_who_both_believe_that_they_lead_one_answers() {
     }
     relay.wait_for(Kind::NOTE, asked.len()).await;
     for instance in [&one, &two] {
-        let over = tokio::time::timeout(Duration::from_secs(30), async {
-            while !instance.store.open_messages().unwrap().is_empty() {
-                tokio::time::sleep(Duration::from_millis(20)).await;
-            }
-        });
-        over.await.unwrap();
+        instance.until_over().await;
     }
     let mut answered: Vec<String> = relay.accepted(Kind::NOTE).iter().map(e_tag).collect();
     answered.sort();
@@ -229,9 +224,7 @@ async fn a_follower_whose_own_answer_is_refused_knows_who_answered() {
     let delivery = Delivery::Refused("conflict: completed: this lease has ended for ever".into());
     one.store.delivered(&ours, HOME, &delivery).unwrap();
     one.tell(Input::Delivered { id: ours, relay: HOME.into(), delivery }).await;
-    let (done, flushed) = oneshot::channel();
-    one.tell(Input::Flushed(done)).await;
-    flushed.await.unwrap();
+    one.flush().await;
     let state = one.store.message(&asked.id).unwrap().unwrap().state;
     assert!(state.is_over && state.detail.contains(&reply.id.to_hex()), "{state:?}");
 }
@@ -249,12 +242,7 @@ async fn after_a_crash_at_any_step_the_message_is_answered_once() {
     let instance = prompter(setup(dir.path(), "a", script("cat >/dev/null; echo done")), &relay).await;
     relay.wait_for(Kind::NOTE, 1).await;
     instance.event(&asked).await;
-    let over = tokio::time::timeout(Duration::from_secs(30), async {
-        while !instance.store.open_messages().unwrap().is_empty() {
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
-    });
-    over.await.unwrap();
+    instance.until_over().await;
     assert_eq!(relay.accepted(Kind::NOTE).len(), 1);
 }
 

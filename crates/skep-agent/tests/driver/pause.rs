@@ -2,6 +2,7 @@
 
 use skep_agent::driver::{Heeded, note_word, pauses};
 use skep_proto::pause::{By, Pause, Reach};
+use tempfile::TempDir;
 
 use super::*;
 use crate::leading::until_is;
@@ -11,27 +12,27 @@ fn word(author: u8, reach: Reach, paused: bool, at: u64) -> RawEvent {
     draft.sign(&keys(author), &[0; 32]).raw().clone()
 }
 
-async fn flush(instance: &Instance) {
-    let (reply, flushed) = oneshot::channel();
-    instance.tell(Input::Flushed(reply)).await;
-    flushed.await.unwrap();
-}
-
 fn by(instance: &Instance) -> Vec<By> {
     pauses(&instance.store).unwrap().all().iter().map(|held| held.by).collect()
 }
 
-fn start(dir: &std::path::Path, store: &Arc<AgentStore>, relay: &Arc<Relay>, name: &str) -> Instance {
-    let setup = setup(dir, name, script("cat >/dev/null; echo done"));
-    Instance::start(Setup { store: Arc::clone(store), ..setup }, relay)
+/// One life of the agent with these records.
+async fn start(dir: &TempDir, store: &Arc<AgentStore>, relay: &Arc<Relay>, name: &str) -> Instance {
+    let setup = setup(dir.path(), name, script("cat >/dev/null; echo done"));
+    prompter(Setup { store: Arc::clone(store), ..setup }, relay).await
+}
+
+/// The first life, with new records.
+async fn begin() -> (TempDir, Arc<Relay>, Arc<AgentStore>, Instance) {
+    let (dir, relay) = (tempfile::tempdir().unwrap(), Arc::new(Relay::default()));
+    let store = Arc::new(AgentStore::open(&dir.path().join("one.db")).unwrap());
+    let instance = start(&dir, &store, &relay, "first").await;
+    (dir, relay, store, instance)
 }
 
 #[tokio::test]
 async fn the_owners_newest_word_holds_over_a_start_and_nobody_elses_does() {
-    let (dir, relay) = (tempfile::tempdir().unwrap(), Arc::new(Relay::default()));
-    let store = Arc::new(AgentStore::open(&dir.path().join("one.db")).unwrap());
-    let instance = start(dir.path(), &store, &relay, "first");
-    instance.tell(PROMPTER).await;
+    let (dir, relay, store, instance) = begin().await;
     let at = now();
     for forged in [
         word(STRANGER, Reach::Fleet, true, at),
@@ -46,14 +47,13 @@ async fn the_owners_newest_word_holds_over_a_start_and_nobody_elses_does() {
     instance.event(&word(OWNER, Reach::Fleet, true, at + 5)).await;
     let waits = mention(OWNER, "two");
     instance.event(&waits).await;
-    flush(&instance).await;
+    instance.flush().await;
     instance.kill();
 
-    let instance = start(dir.path(), &store, &relay, "second");
-    instance.tell(PROMPTER).await;
+    let instance = start(&dir, &store, &relay, "second").await;
     // A resume from before the pause says nothing any more.
     instance.event(&word(OWNER, Reach::Fleet, false, at + 4)).await;
-    flush(&instance).await;
+    instance.flush().await;
     assert_eq!(by(&instance), [By::OwnerOfAll]);
     assert_eq!(store.newest_turns(9).unwrap().len(), 1, "nothing began");
     instance.event(&word(OWNER, Reach::Fleet, false, at + 6)).await;
@@ -70,10 +70,7 @@ async fn the_owners_newest_word_holds_over_a_start_and_nobody_elses_does() {
 
 #[tokio::test]
 async fn what_the_owner_said_and_what_was_said_here_are_lifted_each_by_itself() {
-    let (dir, relay) = (tempfile::tempdir().unwrap(), Arc::new(Relay::default()));
-    let store = Arc::new(AgentStore::open(&dir.path().join("one.db")).unwrap());
-    let instance = start(dir.path(), &store, &relay, "first");
-    instance.tell(PROMPTER).await;
+    let (_dir, relay, store, instance) = begin().await;
     let at = now();
     command(&instance, Command::Pause("by hand".into())).await.unwrap();
     let mine = Box::new(word(OWNER, Reach::Agent(pubkey(AGENT)), true, at));
@@ -83,12 +80,12 @@ async fn what_the_owner_said_and_what_was_said_here_are_lifted_each_by_itself() 
     instance.event(&word(OWNER, Reach::Fleet, true, at)).await;
     let asked = mention(OWNER, "one");
     instance.event(&asked).await;
-    flush(&instance).await;
+    instance.flush().await;
     assert_eq!(by(&instance), [By::OwnerOfAll, By::Owner, By::Here]);
     let said = command(&instance, Command::Resume).await.unwrap();
     assert!(said.contains("still paused by its owner, with all agents since "), "{said}");
     instance.event(&word(OWNER, Reach::Fleet, false, at + 1)).await;
-    flush(&instance).await;
+    instance.flush().await;
     assert_eq!((by(&instance), store.newest_turns(9).unwrap().len()), (vec![By::Owner], 0));
     let stranger = Box::new(word(STRANGER, Reach::Agent(pubkey(AGENT)), false, at + 9));
     assert!(command(&instance, Command::Heed(stranger)).await.is_err());
@@ -100,11 +97,10 @@ async fn what_the_owner_said_and_what_was_said_here_are_lifted_each_by_itself() 
 async fn under_a_lease_nothing_begins_before_the_owner_could_be_heard() {
     let (dir, relay) = (tempfile::tempdir().unwrap(), Arc::new(Relay::default()));
     let setup = setup(dir.path(), "a", script("cat >/dev/null; echo done"));
-    let instance = Instance::start(Setup { hears_owner: false, ..setup }, &relay);
-    instance.tell(PROMPTER).await;
+    let instance = prompter(Setup { hears_owner: false, ..setup }, &relay).await;
     let asked = mention(OWNER, "one");
     instance.event(&asked).await;
-    flush(&instance).await;
+    instance.flush().await;
     assert_eq!(instance.store.newest_turns(9).unwrap().len(), 0);
     instance.tell(Input::HearsOwner(true)).await;
     until_is(&instance.store, &asked.id, "answered").await;
@@ -112,7 +108,7 @@ async fn under_a_lease_nothing_begins_before_the_owner_could_be_heard() {
     instance.tell(Input::HearsOwner(false)).await;
     let second = mention(OWNER, "two");
     instance.event(&second).await;
-    flush(&instance).await;
+    instance.flush().await;
     assert_eq!(instance.store.newest_turns(9).unwrap().len(), 1);
     instance.tell(Input::HearsOwner(true)).await;
     until_is(&instance.store, &second.id, "answered").await;
@@ -133,7 +129,7 @@ async fn a_prompt_begins_after_a_look_for_the_owners_word_though_no_link_gave_it
         assert!(std::time::Instant::now() < deadline, "the word is never looked for");
         tokio::time::sleep(std::time::Duration::from_millis(10)).await;
     }
-    flush(&instance).await;
+    instance.flush().await;
     assert_eq!(instance.store.newest_turns(9).unwrap().len(), 0, "nothing began");
     let row = instance.store.message(&asked.id).unwrap().unwrap().state;
     assert!(row.name == "queued" && row.detail.contains("\"attempts\":0"), "{row:?}");
@@ -143,21 +139,18 @@ async fn a_prompt_begins_after_a_look_for_the_owners_word_though_no_link_gave_it
 
 #[tokio::test]
 async fn to_go_on_is_not_heeded_from_far_ahead_and_a_pause_is() {
-    let (dir, relay) = (tempfile::tempdir().unwrap(), Arc::new(Relay::default()));
-    let store = Arc::new(AgentStore::open(&dir.path().join("one.db")).unwrap());
-    let instance = start(dir.path(), &store, &relay, "first");
-    instance.tell(PROMPTER).await;
+    let (_dir, _relay, _store, instance) = begin().await;
     let at = now();
     let wrong = word(OWNER, Reach::Fleet, false, at + 100_000);
     instance.event(&wrong).await;
     let said = command(&instance, Command::Heed(Box::new(wrong))).await.unwrap_err();
     assert!(said.contains("s ahead of this machine's clock"), "{said}");
     instance.event(&word(OWNER, Reach::Fleet, true, at)).await;
-    flush(&instance).await;
+    instance.flush().await;
     assert_eq!(by(&instance), [By::OwnerOfAll], "it can still be stopped");
     instance.event(&word(OWNER, Reach::Fleet, false, at + 1)).await;
     instance.event(&word(OWNER, Reach::Agent(pubkey(AGENT)), true, at + 100_000)).await;
-    flush(&instance).await;
+    instance.flush().await;
     assert_eq!(by(&instance), [By::Owner]);
     let old = word(OWNER, Reach::Agent(pubkey(AGENT)), false, at);
     assert!(command(&instance, Command::Heed(Box::new(old))).await.unwrap_err().contains("newer"));

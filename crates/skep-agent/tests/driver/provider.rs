@@ -41,9 +41,7 @@ async fn a_busy_provider_is_left_alone_for_as_long_as_it_says_and_no_attempt_is_
     until_ended(&instance, 1).await;
     until_is(&instance.store, &asked.id, "queued").await;
     instance.event(&other).await;
-    let (reply, flushed) = oneshot::channel();
-    instance.tell(Input::Flushed(reply)).await;
-    flushed.await.unwrap();
+    instance.flush().await;
     let found = row(&instance, &asked);
     assert_eq!((found.attempts, found.reason.as_str()), (0, "the provider is busy; it says to come back in 600 s"));
     assert_eq!(mock.asked().len(), 1, "nothing else is asked of it meanwhile");
@@ -114,9 +112,7 @@ async fn a_provider_that_said_when_to_come_back_is_left_alone_over_a_restart_unt
     // Another channel, which knows nothing of it.
     let other = ask_in(&instance, "elsewhere", "other").await;
     until_is(&instance.store, &other.id, "queued").await;
-    let (reply, flushed) = oneshot::channel();
-    instance.tell(Input::Flushed(reply)).await;
-    flushed.await.unwrap();
+    instance.flush().await;
     assert_eq!(mock.asked().len(), 1, "it said not to come back before");
     assert_eq!(command(&instance, Command::Resume).await, Ok("resumed".into()));
     until_is(&instance.store, &other.id, "answered").await;

@@ -14,7 +14,7 @@ use skep_proto::lease::{Claim, Lease, Request, Resource, granted_text};
 use skep_proto::{Filter, Kind, PubKey, RawEvent, Refusal, Seq};
 use skep_store::AgentStore;
 use skep_store::agent::Delivery;
-use tokio::sync::{Notify, mpsc};
+use tokio::sync::{Notify, mpsc, oneshot};
 
 /// Its name in the agents' settings, and that of another one.
 pub const HOME: &str = "ws://home";
@@ -253,6 +253,23 @@ impl Instance {
 
     pub async fn event(&self, event: &RawEvent) {
         self.tell(Input::Event { event: Box::new(event.clone()), relay: HOME.into() }).await;
+    }
+
+    /// Waits until all that it was told before is done.
+    pub async fn flush(&self) {
+        let (reply, flushed) = oneshot::channel();
+        self.tell(Input::Flushed(reply)).await;
+        flushed.await.unwrap();
+    }
+
+    /// Waits until every message is over.
+    pub async fn until_over(&self) {
+        let over = tokio::time::timeout(Duration::from_secs(30), async {
+            while !self.store.open_messages().unwrap().is_empty() {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        });
+        over.await.unwrap();
     }
 
     /// As kill -9 does, but for the processes: those die with the task.

@@ -149,12 +149,7 @@ impl Stage {
 
     async fn cancel(&self) {
         assert_eq!(command(&self.instance, Command::Cancel { channel: None }).await, Ok("1 cancelled".into()));
-        let over = tokio::time::timeout(Duration::from_secs(30), async {
-            while !self.instance.store.open_messages().unwrap().is_empty() {
-                tokio::time::sleep(Duration::from_millis(20)).await;
-            }
-        });
-        over.await.unwrap();
+        self.instance.until_over().await;
     }
 
     /// Waits for a frame to the owner.

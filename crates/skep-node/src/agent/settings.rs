@@ -8,9 +8,7 @@ use skep_agent::detect::{PRESETS, Preset};
 use skep_agent::openai::{Key, OpenAi, Secret};
 use skep_agent::{Kind, Spec};
 use skep_core::audience::{Audience, RespondTo};
-use skep_core::budget;
 use skep_core::leader;
-use skep_core::meter::{Price, PriceTable};
 use skep_core::permit::{Policy, Stance};
 use skep_core::queue;
 use skep_core::tools::Grants;
@@ -142,105 +140,6 @@ settings! {
     mode: leader::Mode = leader::Mode::Auto;
 }
 
-/// `budget`. Nothing: no bound.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct BudgetSettings {
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub usd_per_day: Option<f64>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub tokens_per_day: Option<u64>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub usd_per_turn: Option<f64>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub turns_per_hour: Option<u32>,
-}
-
-/// `price`.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct PriceSettings {
-    pub input: f64,
-    pub output: f64,
-    /// As `input` when it is left out.
-    #[serde(default)]
-    pub cache_read: Option<f64>,
-    #[serde(default)]
-    pub cache_write: Option<f64>,
-    #[serde(default)]
-    pub date: String,
-}
-
-impl PriceSettings {
-    fn table(&self) -> PriceTable {
-        let price = Price {
-            input: self.input,
-            output: self.output,
-            cache_read: self.cache_read.unwrap_or(self.input),
-            cache_write: self.cache_write.unwrap_or(self.input),
-        };
-        PriceTable { source: "settings".into(), date: self.date.clone(), rows: Vec::new(), others: Some(price) }
-    }
-
-    fn amounts(&self) -> impl Iterator<Item = f64> {
-        [self.input, self.output].into_iter().chain(self.cache_read).chain(self.cache_write)
-    }
-}
-
-impl BudgetSettings {
-    fn limits(&self) -> budget::Limits {
-        let Self { usd_per_day, tokens_per_day, usd_per_turn, turns_per_hour } = *self;
-        budget::Limits { usd_per_day, tokens_per_day, usd_per_turn, turns_per_hour }
-    }
-}
-
-/// `[budget]`: of all agents of this home together, and in `[budget.task]` of each task.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct FleetBudgetSettings {
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub usd_per_day: Option<f64>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub tokens_per_day: Option<u64>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub usd_per_turn: Option<f64>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub turns_per_hour: Option<u32>,
-    pub task: BudgetSettings,
-}
-
-impl FleetBudgetSettings {
-    /// (name, default, meaning) of each setting, for the generated page.
-    pub fn table() -> Vec<(&'static str, &'static str, &'static str)> {
-        vec![
-            ("usd_per_day", "no bound", "US dollars that all agents of this home may spend in a day (UTC)."),
-            ("tokens_per_day", "no bound", "Tokens, likewise."),
-            ("usd_per_turn", "no bound", "US dollars of one turn of any agent; it is ended when it passes them."),
-            ("turns_per_hour", "no bound", "Turns that all agents together may begin in an hour."),
-            ("task", "{}", "The same four for each task: `[budget.task]`."),
-        ]
-    }
-
-    pub fn check(&self) -> Result<(), ConfigError> {
-        let amounts = [
-            ("budget.usd_per_day", self.usd_per_day),
-            ("budget.usd_per_turn", self.usd_per_turn),
-            ("budget.task.usd_per_day", self.task.usd_per_day),
-            ("budget.task.usd_per_turn", self.task.usd_per_turn),
-        ];
-        match amounts.iter().find(|(_, usd)| usd.is_some_and(|usd| !usd.is_finite() || usd < 0.0)) {
-            None => Ok(()),
-            Some((setting, _)) => Err(ConfigError::Value { setting, cause: "is 0 or more".into() }),
-        }
-    }
-
-    pub fn limits(&self) -> budget::Shared {
-        let Self { usd_per_day, tokens_per_day, usd_per_turn, turns_per_hour, ref task } = *self;
-        let fleet = budget::Limits { usd_per_day, tokens_per_day, usd_per_turn, turns_per_hour };
-        budget::Shared { fleet, task: task.limits() }
-    }
-}
-
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum BackendKind {
@@ -345,18 +244,6 @@ impl AgentSettings {
         if is_url { Ok(()) } else { Err(self.wrong("base_url", "is an http or https URL")) }
     }
 
-    fn check_budget(&self) -> Result<(), ConfigError> {
-        let usd = [self.budget.usd_per_day, self.budget.usd_per_turn];
-        let is_amount = |usd: f64| usd.is_finite() && usd >= 0.0;
-        if !usd.into_iter().flatten().all(is_amount) {
-            return Err(self.wrong("budget", "has an amount that is not 0 or more"));
-        }
-        if !self.price.iter().flat_map(PriceSettings::amounts).all(is_amount) {
-            return Err(self.wrong("price", "has an amount that is not 0 or more"));
-        }
-        Ok(())
-    }
-
     /// `None`: the program is named by the command, or built in.
     fn preset(&self) -> Result<Option<&'static Preset>, ConfigError> {
         if self.preset.is_empty() || self.preset == BUILT_IN {
@@ -420,7 +307,7 @@ impl AgentSettings {
             about: self.about.clone(),
             // A model server has a place of its own for it.
             system: if self.backend == BackendKind::OpenAi { String::new() } else { self.system.clone() },
-            budget: self.budget.limits(),
+            budget: self.budget.bounds(),
             shared: Default::default(),
             ledger: home.join(LEDGER),
             prices: self.price.as_ref().map(PriceSettings::table),
@@ -532,6 +419,9 @@ fn is_program(path: &Path) -> bool {
     path.metadata().is_ok_and(|meta| meta.is_file() && meta.permissions().mode() & 0o111 != 0)
 }
 
+mod budget;
 #[cfg(test)]
 mod tests;
 mod trees;
+
+pub use budget::{BudgetSettings, FleetBudgetSettings, PriceSettings};

@@ -4,12 +4,13 @@
 
 use std::path::Path;
 
-use futures_util::future::join_all;
+use futures_util::{StreamExt, stream};
 use skep_agent::child::environment::Environment;
 use skep_agent::driver::tree_fact;
 use skep_agent::tree::survey::Tree;
 use skep_agent::tree::{TreeError, Trees};
 use skep_core::tree::{Bar, Kept};
+use skep_proto::limits;
 use skep_store::AgentStore;
 
 use super::RECORDS;
@@ -108,7 +109,12 @@ pub async fn check_all(agents: &[AgentSettings], home: &Path, host: &[(String, S
         };
         Checked { agent: agent.name.clone(), repo: agent.repo.clone(), found }
     };
-    join_all(agents.iter().filter(|agent| !agent.repo.is_empty()).map(check)).await
+    beside(agents.iter().filter(|agent| !agent.repo.is_empty()).map(check)).await
+}
+
+/// Looks at repositories beside each other, at so many at a time, and gives what was found in the order of the looks.
+pub async fn beside<L: Future>(looks: impl IntoIterator<Item = L>) -> Vec<L::Output> {
+    stream::iter(looks).buffered(limits::TREES_CHECKED_AT_ONCE_MAX).collect().await
 }
 
 /// What git may have of it: nothing that an agent's settings name.
@@ -128,5 +134,32 @@ pub fn word(kept: &Kept) -> String {
         Kept::Dirty => "not committed".into(),
         Kept::OnlyHere(n) => format!("{n} only here"),
         Kept::Unknown(why) => why.clone(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::Cell;
+    use std::time::Duration;
+
+    use tokio::sync::Barrier;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn so_many_looks_go_on_at_once_and_no_more_and_are_told_in_order() {
+        let most = limits::TREES_CHECKED_AT_ONCE_MAX;
+        let (together, looking, seen) = (Barrier::new(most), Cell::new(0), Cell::new(0));
+        let (together, looking, seen) = (&together, &looking, &seen);
+        let look = async |n: usize| {
+            looking.set(looking.get() + 1);
+            seen.set(seen.get().max(looking.get()));
+            together.wait().await;
+            looking.set(looking.get() - 1);
+            n
+        };
+        let found = tokio::time::timeout(Duration::from_secs(60), beside((0..2 * most).map(look))).await;
+        assert_eq!(found.expect("they wait for each other"), (0..2 * most).collect::<Vec<_>>());
+        assert_eq!(seen.get(), most);
     }
 }

@@ -2,13 +2,12 @@
 
 use std::error::Error;
 use std::io;
-use std::sync::Arc;
 
+use skep_agent::tls;
 use skep_proto::limits;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
-use tokio_rustls::TlsConnector;
-use tokio_rustls::rustls::{ClientConfig, RootCertStore, crypto::ring, pki_types::ServerName};
+use tokio_rustls::rustls::pki_types::ServerName;
 use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::{Error as WsError, protocol::WebSocketConfig};
 use url::{Host, Url};
@@ -89,19 +88,8 @@ pub(super) async fn transport(url: &Url) -> Result<Box<dyn Transport>, ClientErr
         None => None,
     };
     let name = name.ok_or_else(|| ClientError::BadUrl { url: url.to_string(), why: "TLS cannot name this host" })?;
-    let tls = connector().map_err(|cause| unreachable(url, &cause))?.connect(name, tcp).await;
     let no_tls = |cause: io::Error| ClientError::NotARelay { url: url.to_string(), cause: format!("TLS: {cause}") };
-    Ok(Box::new(tls.map_err(no_tls)?))
-}
-
-fn connector() -> io::Result<TlsConnector> {
-    let roots = RootCertStore { roots: webpki_roots::TLS_SERVER_ROOTS.to_vec() };
-    let config = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
-        .with_safe_default_protocol_versions()
-        .map_err(io::Error::other)?
-        .with_root_certificates(roots)
-        .with_no_client_auth();
-    Ok(TlsConnector::from(Arc::new(config)))
+    Ok(Box::new(tls().connect(name, tcp).await.map_err(no_tls)?))
 }
 
 /// The operating system's words, without its number.

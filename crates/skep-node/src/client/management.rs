@@ -2,10 +2,10 @@
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use http_body_util::{BodyExt, Full, Limited};
+use http_body_util::{BodyExt, Limited};
 use hyper::body::Bytes;
-use hyper::{Method, Request, StatusCode, header};
-use hyper_util::rt::TokioIo;
+use hyper::http::request::Builder;
+use hyper::{Method, StatusCode, header};
 use serde::Deserialize;
 use serde_json::Value;
 use sha2::{Digest, Sha256};
@@ -13,7 +13,8 @@ use skep_proto::{Draft, Kind};
 use tokio::time::timeout;
 use url::Url;
 
-use super::{ClientError, TIMEOUT_DEFAULT, dial};
+use super::http::{self, http_url};
+use super::{ClientError, TIMEOUT_DEFAULT};
 use crate::clock::unix_now;
 use crate::keys::{Keys, fresh_aux};
 
@@ -39,71 +40,34 @@ pub async fn management(url: &str, method: &str, params: &Value, keys: &Keys) ->
     }
 }
 
-/// The same place by HTTP.
-pub(super) fn http_url(text: &str) -> Result<Url, ClientError> {
-    let as_relay = match text.split_once("://") {
-        Some(("http", rest)) => format!("ws://{rest}"),
-        Some(("https", rest)) => format!("wss://{rest}"),
-        _ => text.to_owned(),
-    };
-    let url = dial::parse_relay_url(&as_relay)?;
-    let swapped = url.as_str().replacen("ws", "http", 1);
-    Url::parse(&swapped).map_err(|_| ClientError::BadUrl { url: text.to_owned(), why: "it has no HTTP form" })
-}
-
 async fn call(url: &Url, method: &str, params: &Value, keys: &Keys) -> Result<Value, ClientError> {
     let body = serde_json::json!({ "method": method, "params": params }).to_string();
-    let (status, body) = exchange(url, request(url, body, keys)?).await?;
+    let request = http::request(url)
+        .method(Method::POST)
+        .header(header::CONTENT_TYPE, CONTENT_TYPE)
+        .header(header::ACCEPT, CONTENT_TYPE)
+        .header(header::AUTHORIZATION, authorization(url, &body, keys));
+    let (status, body) = exchange(url, request, Bytes::from(body)).await?;
     answer(url, status, &body)
 }
 
 /// What a relay says about itself (NIP-11).
 pub async fn information(url: &str) -> Result<Value, ClientError> {
     let url = http_url(url)?;
-    let bad = |_| ClientError::BadUrl { url: url.to_string(), why: "it has no HTTP form" };
-    let request = Request::builder()
-        .uri(&url[url::Position::BeforePath..url::Position::AfterQuery])
-        .header(header::HOST, &url[url::Position::BeforeHost..url::Position::AfterPort])
-        .header(header::ACCEPT, "application/nostr+json")
-        .body(Full::new(Bytes::new()))
-        .map_err(bad)?;
-    let (status, body) = exchange(&url, request).await?;
+    let request = http::request(&url).header(header::ACCEPT, "application/nostr+json");
+    let (status, body) = exchange(&url, request, Bytes::new()).await?;
     let document = serde_json::from_slice(&body).ok().filter(|_| status.is_success());
     document.ok_or_else(|| ClientError::NotARelay { url: url.to_string(), cause: "it tells nothing of itself".into() })
 }
 
-async fn exchange(url: &Url, request: Request<Full<Bytes>>) -> Result<(StatusCode, Bytes), ClientError> {
-    let stream = dial::transport(url).await?;
-    let lost = |cause: hyper::Error| ClientError::Lost { url: url.to_string(), cause: cause.to_string() };
-    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(lost)?;
-    let exchange = async {
-        let response = sender.send_request(request).await.map_err(lost)?;
+async fn exchange(url: &Url, request: Builder, body: Bytes) -> Result<(StatusCode, Bytes), ClientError> {
+    http::exchange(url, request, body, async |response| {
         let status = response.status();
         let body = Limited::new(response.into_body(), ANSWER_BYTES_MAX).collect().await;
         let body = body.map_err(|cause| ClientError::Lost { url: url.to_string(), cause: cause.to_string() })?;
         Ok((status, body.to_bytes()))
-    };
-    tokio::pin!(exchange);
-    tokio::select! {
-        biased;
-        result = &mut exchange => result,
-        // The connection's end also ends the exchange, with its own error or answer.
-        _ = connection => exchange.await,
-    }
-}
-
-fn request(url: &Url, body: String, keys: &Keys) -> Result<Request<Full<Bytes>>, ClientError> {
-    let bad = |_| ClientError::BadUrl { url: url.to_string(), why: "it has no HTTP form" };
-    let host = &url[url::Position::BeforeHost..url::Position::AfterPort];
-    Request::builder()
-        .method(Method::POST)
-        .uri(&url[url::Position::BeforePath..url::Position::AfterQuery])
-        .header(header::HOST, host)
-        .header(header::CONTENT_TYPE, CONTENT_TYPE)
-        .header(header::ACCEPT, CONTENT_TYPE)
-        .header(header::AUTHORIZATION, authorization(url, &body, keys))
-        .body(Full::new(Bytes::from(body)))
-        .map_err(bad)
+    })
+    .await
 }
 
 /// The header value of NIP-98: one signed event, good for this url, method and body.

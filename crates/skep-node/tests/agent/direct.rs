@@ -37,21 +37,9 @@ fn private(hive: &Hive, from: &Keys, text: &str) -> (RawEvent, RawEvent) {
 
 /// Waits for the wraps that the owner can open.
 async fn replies(hive: &Hive, wanted: usize) -> Vec<RawEvent> {
-    let mut client = hive.client(&hive.owner).await;
     let owner = hive.owner.pubkey().to_hex();
-    let filter =
-        Filter { kinds: Some(vec![Kind::GIFT_WRAP]), tags: vec![(b'p', vec![owner])], ..Filter::new() }.normalized();
-    let found = timeout(PATIENCE, async {
-        loop {
-            let found = client.query(vec![filter.clone()]).await.unwrap();
-            if found.len() >= wanted {
-                return found;
-            }
-            tokio::time::sleep(Duration::from_millis(50)).await;
-        }
-    });
-    let found = found.await.expect("every message is answered");
-    found.iter().map(|event| wrap::unwrap(hive.owner.keypair(), event).unwrap()).collect()
+    let filter = Filter { kinds: Some(vec![Kind::GIFT_WRAP]), tags: vec![(b'p', vec![owner])], ..Filter::new() };
+    hive.found(filter, wanted).await.iter().map(|event| wrap::unwrap(hive.owner.keypair(), event).unwrap()).collect()
 }
 
 async fn stop(instance: Instance) {

@@ -3,7 +3,9 @@
 use std::path::Path;
 use std::time::Duration;
 
+use skep_node::agent::Plan;
 use skep_node::agent::reconnect::Connection;
+use skep_node::agent::settings::{AgentSettings, LeaderSettings};
 use skep_node::client::{Client, Credentials, Options};
 use skep_node::clock::unix_now;
 use skep_node::config::RelaySettings;
@@ -11,7 +13,7 @@ use skep_node::home::Home;
 use skep_node::keys::{Keyring, Keys};
 use skep_node::relay::{self, UpError};
 use skep_proto::attestation::{Conditions, attest};
-use skep_proto::{Draft, Kind, RawEvent};
+use skep_proto::{Draft, Filter, Kind, RawEvent, VerifiedEvent};
 use skep_relay::{Relay, StartError};
 use skep_store::StoreError;
 use tempfile::TempDir;
@@ -93,6 +95,29 @@ impl Hive {
     pub async fn client(&self, keys: &Keys) -> Client {
         let options = Options { credentials: Some(keys.clone().into()), ..Options::default() };
         Client::connect(&self.url(), options).await.unwrap()
+    }
+
+    /// What the owner finds by a filter, as soon as it is so much.
+    pub async fn found(&self, filter: Filter, wanted: usize) -> Vec<VerifiedEvent> {
+        let (mut client, filter) = (self.client(&self.owner).await, filter.normalized());
+        let found = tokio::time::timeout(PATIENCE, async {
+            loop {
+                let found = client.query(vec![filter.clone()]).await.unwrap();
+                if found.len() >= wanted {
+                    return found;
+                }
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+        });
+        found.await.unwrap_or_else(|_| panic!("there are never {wanted}"))
+    }
+
+    /// An agent as it is run with a home of its own, on a machine that is its lock directory.
+    pub fn plan(&self, settings: &AgentSettings, keys: &Keys, home: &str, machine: &str) -> Plan {
+        let locks = self.dir().join(machine).display().to_string();
+        let leader = LeaderSettings { dir: locks, ..LeaderSettings::default() };
+        let host = [("PATH".to_owned(), "/bin:/usr/bin".to_owned())];
+        settings.plan(&leader, keys.clone(), &self.dir().join(home), host).unwrap()
     }
 
     /// A note of the owner that mentions the agent.

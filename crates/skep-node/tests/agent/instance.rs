@@ -10,7 +10,7 @@ use skep_agent::driver::{Command, Input, Setup};
 use skep_core::leader::Role;
 use skep_node::agent::door::RemoteDoor;
 use skep_node::agent::reconnect::Connection;
-use skep_node::agent::settings::{AgentSettings, BackendKind, LeaderSettings};
+use skep_node::agent::settings::{AgentSettings, BackendKind};
 use skep_node::agent::{Instance, NotRunning, Plan, State, stop_all};
 use skep_node::clock::unix_now;
 use skep_proto::{Draft, Filter, Kind, RawEvent, limits};
@@ -31,9 +31,7 @@ fn plan(hive: &Hive, home: &str) -> Plan {
         relays: vec![hive.url()],
         ..AgentSettings::default()
     };
-    let locks = hive.dir().join("locks").display().to_string();
-    let leader = LeaderSettings { dir: locks, ..LeaderSettings::default() };
-    settings.plan(&leader, hive.agent.clone(), &hive.dir().join(home), []).unwrap()
+    hive.plan(&settings, &hive.agent, home, "locks")
 }
 
 /// What goes out behind an answer: any kind that the relay keeps.

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use skep_core::audience::RespondTo;
 use skep_node::agent::Instance;
-use skep_node::agent::settings::{AgentSettings, BackendKind, LeaderSettings};
+use skep_node::agent::settings::{AgentSettings, BackendKind};
 use skep_node::clock::unix_now;
 use skep_node::keys::Keys;
 use skep_proto::attestation::{Conditions, attest};
@@ -26,9 +26,7 @@ fn agent(hive: &Hive, name: &str, keys: &Keys) -> Instance {
         relays: vec![hive.url()],
         ..AgentSettings::default()
     };
-    let leader = LeaderSettings { dir: hive.dir().join("locks").display().to_string(), ..LeaderSettings::default() };
-    let host = [("PATH".to_owned(), "/bin:/usr/bin".to_owned())];
-    Instance::start(settings.plan(&leader, keys.clone(), &hive.dir().join(name), host).unwrap()).unwrap()
+    Instance::start(hive.plan(&settings, keys, name, "locks")).unwrap()
 }
 
 async fn said_by(hive: &Hive, authors: &[PubKey]) -> Vec<RawEvent> {

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use skep_core::audience::RespondTo;
-use skep_node::agent::settings::{AgentSettings, BackendKind, LeaderSettings};
+use skep_node::agent::settings::{AgentSettings, BackendKind};
 use skep_node::agent::{Instance, library::Library};
 use skep_node::clock::unix_now;
 use skep_node::keys::Keys;
@@ -36,10 +36,7 @@ async fn members_of_the_relay_may_prompt_and_the_prompt_has_what_was_said_before
         relays: vec![hive.url()],
         ..AgentSettings::default()
     };
-    let leader = LeaderSettings { dir: hive.dir().join("locks").display().to_string(), ..LeaderSettings::default() };
-    let host = [("PATH".to_owned(), "/bin:/usr/bin".to_owned())];
-    let plan = settings.plan(&leader, hive.agent.clone(), &hive.dir().join("home"), host).unwrap();
-    let instance = Instance::start(plan).unwrap();
+    let instance = Instance::start(hive.plan(&settings, &hive.agent, "home", "locks")).unwrap();
     prompter(std::slice::from_ref(&instance)).await;
 
     let agent = hive.agent.pubkey().to_hex();

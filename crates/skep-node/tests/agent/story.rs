@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use skep_core::leader::Role;
 use skep_node::agent::Instance;
-use skep_node::agent::settings::{AgentSettings, BackendKind, LeaderSettings};
+use skep_node::agent::settings::{AgentSettings, BackendKind};
 use skep_node::clock::unix_now;
 use skep_proto::{EventId, Filter, Kind, RawEvent};
 use tokio::time::timeout;
@@ -24,10 +24,7 @@ pub fn instance(hive: &Hive, home: &str, machine: &str, script: &str) -> Instanc
         relays: vec![hive.url()],
         ..AgentSettings::default()
     };
-    let leader = LeaderSettings { dir: hive.dir().join(machine).display().to_string(), ..LeaderSettings::default() };
-    let host = [("PATH".to_owned(), "/bin:/usr/bin".to_owned())];
-    let plan = settings.plan(&leader, hive.agent.clone(), &hive.dir().join(home), host).unwrap();
-    Instance::start(plan).unwrap()
+    Instance::start(hive.plan(&settings, &hive.agent, home, machine)).unwrap()
 }
 
 /// Waits until one of them prompts; gives which.
@@ -48,19 +45,9 @@ pub async fn prompter(instances: &[Instance]) -> usize {
 
 /// The replies of the agent, by what they answer.
 async fn replies(hive: &Hive, wanted: usize) -> BTreeMap<EventId, Vec<RawEvent>> {
-    let mut client = hive.client(&hive.owner).await;
     let filter = Filter { kinds: Some(vec![Kind::NOTE]), authors: Some(vec![hive.agent.pubkey()]), ..Filter::new() };
-    let all = timeout(PATIENCE, async {
-        loop {
-            let found = client.query(vec![filter.clone()]).await.unwrap();
-            if found.len() >= wanted {
-                return found;
-            }
-            tokio::time::sleep(Duration::from_millis(50)).await;
-        }
-    });
     let mut by_trigger: BTreeMap<EventId, Vec<RawEvent>> = BTreeMap::new();
-    for reply in all.await.expect("every mention is answered") {
+    for reply in hive.found(filter, wanted).await {
         let trigger = reply.tags.values("e").last().unwrap().parse().unwrap();
         by_trigger.entry(trigger).or_default().push(reply.raw().clone());
     }

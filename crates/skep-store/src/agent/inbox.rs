@@ -1,6 +1,6 @@
 //! What an agent was sent, each message once, with its state.
 
-use rusqlite::{OptionalExtension, Row, Transaction, params};
+use rusqlite::{OptionalExtension, Params, Row, Transaction, params};
 use skep_proto::{EventId, RawEvent, Timestamp};
 
 use super::AgentStore;
@@ -114,22 +114,17 @@ impl AgentStore {
 
     /// Messages that are not over, in order of arrival.
     pub fn open_messages(&self) -> Result<Vec<Message>, StoreError> {
-        self.messages("WHERE is_over = 0 ORDER BY n", u32::MAX)
+        self.messages("WHERE is_over = 0 ORDER BY n", [])
     }
 
     /// The newest messages, newest first.
     pub fn newest_messages(&self, most: u32) -> Result<Vec<Message>, StoreError> {
-        self.messages("ORDER BY n DESC", most)
+        self.messages("ORDER BY n DESC LIMIT ?", [most])
     }
 
     /// The newest messages in one state, newest first.
     pub fn messages_in(&self, state: &str, most: u32) -> Result<Vec<Message>, StoreError> {
-        let select = format!("SELECT {COLUMNS} FROM inbox WHERE state = ? ORDER BY n DESC LIMIT ?");
-        self.read(|db| {
-            let mut select = db.prepare_cached(&select)?;
-            let rows = select.query_map(params![state, most], message)?;
-            rows.filter_map(Result::transpose).collect()
-        })
+        self.messages("WHERE state = ? ORDER BY n DESC LIMIT ?", params![state, most])
     }
 
     /// When a message came, or went on, last.
@@ -146,11 +141,11 @@ impl AgentStore {
         })
     }
 
-    fn messages(&self, which: &str, most: u32) -> Result<Vec<Message>, StoreError> {
-        let select = format!("SELECT {COLUMNS} FROM inbox {which} LIMIT ?");
+    fn messages(&self, which: &str, params: impl Params) -> Result<Vec<Message>, StoreError> {
+        let select = format!("SELECT {COLUMNS} FROM inbox {which}");
         self.read(|db| {
             let mut select = db.prepare_cached(&select)?;
-            let rows = select.query_map(params![most], message)?;
+            let rows = select.query_map(params, message)?;
             rows.filter_map(Result::transpose).collect()
         })
     }

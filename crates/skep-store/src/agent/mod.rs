@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use rusqlite::{Connection, OpenFlags, Transaction, TransactionBehavior};
+use rusqlite::{Connection, ErrorCode, OpenFlags, Transaction, TransactionBehavior};
 use tokio::runtime::{Handle, RuntimeFlavor};
 
 use crate::StoreError;
@@ -62,14 +62,7 @@ impl AgentStore {
 
     /// Runs `change` in one transaction that is durable when this returns.
     fn write<T>(&self, change: impl FnOnce(&Transaction<'_>) -> rusqlite::Result<T>) -> Result<T, StoreError> {
-        let run = |db: &mut Connection| {
-            // Immediate: a transaction that reads first could not become a writer beside another process.
-            let txn = db.transaction_with_behavior(TransactionBehavior::Immediate)?;
-            let made = change(&txn)?;
-            txn.commit()?;
-            Ok(made)
-        };
-        blocking(|| run(&mut self.db())).map_err(|error: rusqlite::Error| sql(&error))
+        blocking(|| in_transaction(&mut self.db(), change)).map_err(|error| sql(&error))
     }
 
     fn read<T>(&self, question: impl FnOnce(&Connection) -> rusqlite::Result<T>) -> Result<T, StoreError> {
@@ -97,6 +90,17 @@ pub(crate) fn blocking<T>(work: impl FnOnce() -> T) -> T {
     }
 }
 
+/// Runs `change` in one transaction. Immediate: one that reads first could not become a writer beside another process.
+pub(crate) fn in_transaction<T>(
+    db: &mut Connection,
+    change: impl FnOnce(&Transaction<'_>) -> rusqlite::Result<T>,
+) -> rusqlite::Result<T> {
+    let txn = db.transaction_with_behavior(TransactionBehavior::Immediate)?;
+    let made = change(&txn)?;
+    txn.commit()?;
+    Ok(made)
+}
+
 /// SQLite would make the file with the process's umask.
 pub(crate) fn create_private(path: &Path) -> Result<(), StoreError> {
     use std::os::unix::fs::OpenOptionsExt;
@@ -107,13 +111,15 @@ pub(crate) fn create_private(path: &Path) -> Result<(), StoreError> {
     made.map(drop).map_err(|cause| StoreError::io("cannot create", path, cause))
 }
 
-/// SQLite's error as ours.
 fn sql(error: &rusqlite::Error) -> StoreError {
+    sql_of("agent database", error)
+}
+
+/// SQLite's error as ours.
+pub(crate) fn sql_of(database: &'static str, error: &rusqlite::Error) -> StoreError {
     match error.sqlite_error_code() {
-        Some(rusqlite::ErrorCode::DiskFull) => StoreError::DiskFull,
-        Some(rusqlite::ErrorCode::DatabaseCorrupt | rusqlite::ErrorCode::NotADatabase) => {
-            StoreError::Corrupt("agent database")
-        }
+        Some(ErrorCode::DiskFull) => StoreError::DiskFull,
+        Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase) => StoreError::Corrupt(database),
         _ => StoreError::Other(error.to_string()),
     }
 }

@@ -1,6 +1,6 @@
 //! The journal of turns: what exactly a model was given, before it is given, and what came of it.
 
-use rusqlite::{OptionalExtension, Row, params};
+use rusqlite::{OptionalExtension, Params, Row, params};
 use skep_proto::{EventId, PubKey, RawEvent, Timestamp};
 
 use super::inbox::set_state;
@@ -178,24 +178,12 @@ impl AgentStore {
 
     /// Turns whose replies are held at this relay.
     pub fn held_turns(&self, home: &str) -> Result<Vec<TurnRow>, StoreError> {
-        let select = format!(
-            "SELECT {COLUMNS} FROM turns WHERE answer IN
-                (SELECT id FROM deliveries WHERE state = 'held' AND relay = ?) ORDER BY n"
-        );
-        self.read(|db| {
-            let mut select = db.prepare_cached(&select)?;
-            let rows = select.query_map(params![home], turn)?;
-            rows.collect()
-        })
+        let is_held = "answer IN (SELECT id FROM deliveries WHERE state = 'held' AND relay = ?)";
+        self.turns(&format!("WHERE {is_held} ORDER BY n"), [home])
     }
 
     pub fn newest_turns(&self, most: u32) -> Result<Vec<TurnRow>, StoreError> {
-        let select = format!("SELECT {COLUMNS} FROM turns ORDER BY n DESC LIMIT ?");
-        self.read(|db| {
-            let mut select = db.prepare_cached(&select)?;
-            let rows = select.query_map(params![most], turn)?;
-            rows.collect()
-        })
+        self.turns("ORDER BY n DESC LIMIT ?", [most])
     }
 
     /// When the newest turn of a channel began.
@@ -206,10 +194,14 @@ impl AgentStore {
 
     /// Turns of a window, oldest first: for budgets and usage.
     pub fn turns_since(&self, since: Timestamp) -> Result<Vec<TurnRow>, StoreError> {
-        let select = format!("SELECT {COLUMNS} FROM turns WHERE started_at >= ? ORDER BY n");
+        self.turns("WHERE started_at >= ? ORDER BY n", [since])
+    }
+
+    fn turns(&self, which: &str, params: impl Params) -> Result<Vec<TurnRow>, StoreError> {
+        let select = format!("SELECT {COLUMNS} FROM turns {which}");
         self.read(|db| {
             let mut select = db.prepare_cached(&select)?;
-            let rows = select.query_map(params![since], turn)?;
+            let rows = select.query_map(params, turn)?;
             rows.collect()
         })
     }

@@ -243,5 +243,12 @@ Examples:
   skep agent trees scout --json
   skep agent trees --prune
 
-An agent with `repo` works in a worktree for each conversation. One stays that is in use, has
-changes that are not committed, or commits that are on no other branch; ignored files go with it.";
+An agent with `repo` works in a worktree for each conversation. --prune removes those with which
+nothing is lost; ignored files go with them. One stays that
+  is in use, or locked (git worktree lock);
+  has submodules, in which Skep does not look;
+  is in the middle of a rebase, merge, cherry-pick, revert or bisect;
+  has changes that are not committed;
+  has commits that are on no other branch;
+  cannot be told about: git does not answer or will not remove it, the agent has no `repo` now, or
+    it is half made or no worktree of that repository.";

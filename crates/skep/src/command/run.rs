@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use serde_json::json;
 use skep_node::agent::settings::AgentSettings;
+use skep_node::agent::trees::beside;
 use skep_node::agent::{Instance, Plan, stop_all};
 use skep_node::control::Server;
 use skep_node::fleet::{Facts, Fleet};
@@ -52,10 +53,11 @@ async fn serve(home: &Home, plans: Vec<(Facts, Plan)>, out: &mut Output) -> Resu
     let mut signals = Signals::new()?;
     let fleet = Arc::new(Fleet::new(None));
     let mut instances = Vec::new();
-    for (facts, plan) in plans {
+    let found = beside(plans.iter().map(|(_, plan)| plan.check_trees())).await;
+    for ((facts, plan), found) in plans.into_iter().zip(found) {
         let (name, key) = (plan.name.clone(), plan.credentials.keys.pubkey());
         let wrong = |error| CliError::new(Kind::Input, format!("agent {:?}: repo: {error}", name.as_str()));
-        plan.check_trees().await.map_err(|error| wrong(error).hint("skep doctor looks at all of them"))?;
+        found.map_err(|error| wrong(error).hint("skep doctor looks at all of them"))?;
         // It opens records, and the instances before it have this process, too.
         let started = tokio::task::spawn_blocking(move || Instance::start(plan)).await;
         let started = started.map_err(|ended| CliError::new(Kind::Internal, ended))?;

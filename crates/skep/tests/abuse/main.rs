@@ -2,6 +2,9 @@
 //! Hostile, broken and slow clients against the real binary: each is answered or cut, each is counted, and nobody else
 //! notices. Figures (latency, memory) are printed, and appended as JSON lines to the file that `SKEP_REPORT` names.
 
+#[path = "../binary/mod.rs"]
+#[expect(dead_code, reason = "other suites use the rest")]
+mod binary;
 #[path = "../load_harness/mod.rs"]
 mod load_harness;
 

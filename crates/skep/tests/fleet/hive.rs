@@ -20,6 +20,7 @@ use skep_proto::{Draft, EventId, Kind, PubKey, RawEvent};
 use skep_store::{AgentStore, StoreError};
 use tempfile::TempDir;
 
+use crate::binary;
 use crate::proxy::{Proxy, Upstream};
 use crate::relay_harness::client::{Client, frame, member};
 use crate::relay_harness::script::unix_now;
@@ -179,7 +180,7 @@ impl Hive {
     pub fn start(&mut self, n: usize) {
         let log = File::options().create(true).append(true).open(self.log_path(n)).unwrap();
         let mut command = skep(self, n);
-        command.args(["agent", "run"]).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(log);
+        command.args(["agent", "run"]).stdout(Stdio::piped()).stderr(log);
         let mut child = command.spawn().unwrap();
         let mut stdout = BufReader::new(child.stdout.take().unwrap());
         for _ in &self.agents {
@@ -327,15 +328,9 @@ pub fn url(upstream: &Upstream) -> String {
 
 /// The binary under test, as instance `n` calls it.
 pub fn skep(hive: &Hive, n: usize) -> Command {
-    let binary = std::env::var_os("SKEP_BIN").unwrap_or_else(|| env!("CARGO_BIN_EXE_skep").into());
-    let mut command = Command::new(binary);
+    let mut command = binary::in_place(binary::path(), hive.dir(), &hive.slots[n].home);
     command
-        .current_dir(hive.dir())
-        .env_clear()
-        .env("HOME", hive.dir())
         .env("PATH", std::env::var_os("PATH").unwrap())
-        .env("SKEP_HOME", &hive.slots[n].home)
-        .env("TZ", "UTC")
         .env("RUST_LOG", std::env::var("SKEP_FLEET_LOG").unwrap_or_else(|_| "info".into()))
         .env(MARK, &hive.run)
         .envs(hive.env.iter().cloned())

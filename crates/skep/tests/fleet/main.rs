@@ -5,6 +5,9 @@
 //! `SKEP_MENTIONS` and `SKEP_INSTANCES` (a list) say how large the fleets of `one_answer` are, `SKEP_KILLS` how often
 //! `kills` kills. A run prints its seed and the command that repeats it.
 
+#[path = "../binary/mod.rs"]
+#[expect(dead_code, reason = "other suites use the rest")]
+mod binary;
 mod chaos;
 mod ends;
 mod hive;

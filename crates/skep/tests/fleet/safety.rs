@@ -23,7 +23,7 @@ fn keeps_prompts(dir: &Path) -> String {
 
 /// What an ACP program reads goes to a file.
 fn keeps_lines(dir: &Path) -> String {
-    let binary = std::env::var("SKEP_BIN").unwrap_or_else(|_| env!("CARGO_BIN_EXE_skep").into());
+    let binary = crate::binary::path();
     let script = format!("tee -a {}/lines | {binary} agent demo", dir.display());
     format!("backend = \"acp\"\ncommand = \"/bin/sh\"\nargs = [\"-c\", {script:?}]")
 }

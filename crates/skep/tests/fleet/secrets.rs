@@ -86,7 +86,7 @@ fn children(hive: &Hive) -> Vec<u32> {
 
 #[test]
 fn a_child_has_no_key_or_token_of_ours_in_its_environment_arguments_files_or_memory() {
-    let binary = std::env::var("SKEP_BIN").unwrap_or_else(|_| env!("CARGO_BIN_EXE_skep").into());
+    let binary = crate::binary::path();
     let plain = format!("backend = \"command\"\ncommand = \"/bin/sh\"\nargs = [\"-c\", {WAITS:?}]");
     // It starts its tools, as programs do, and leaves them open.
     let tools = "../../../run/tools/*.sock";

@@ -44,7 +44,7 @@ fn swap(hive: &Hive) -> [String; 2] {
 
 #[test]
 fn a_steal_ends_the_turn_that_runs_it_is_billed_and_the_message_is_begun_again() {
-    let binary = std::env::var("SKEP_BIN").unwrap_or_else(|_| env!("CARGO_BIN_EXE_skep").into());
+    let binary = crate::binary::path();
     let dir = tempfile::tempdir().unwrap();
     let said = dir.path().join("said");
     let script = format!("{binary} agent demo | tee -a {}", said.display());

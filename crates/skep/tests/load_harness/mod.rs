@@ -4,10 +4,9 @@
 //! id, and shows the relay's log when a test fails.
 
 use std::fs::{self, File};
-use std::io::{BufRead, BufReader};
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::Path;
-use std::process::{Child, ChildStdout, Command, Stdio};
+use std::process::{Child, ChildStdout, Stdio};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use futures_util::{SinkExt, StreamExt};
@@ -18,6 +17,8 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpSocket, TcpStream};
 use tokio_tungstenite::tungstenite::{Message, Utf8Bytes};
 use tokio_tungstenite::{WebSocketStream, client_async};
+
+use crate::binary::{self, Listening};
 
 /// For anything that a relay under load answers at once.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -51,9 +52,7 @@ impl Relay {
     }
 
     fn kill(&mut self) {
-        // SIGKILL to this process id; an error means that it is gone.
-        let _ = self.child.kill();
-        let _ = self.child.wait();
+        binary::end(&mut self.child);
     }
 
     /// Panics when the process has ended.
@@ -103,33 +102,22 @@ impl Drop for Relay {
 }
 
 fn spawn(place: &Path) -> Child {
-    let binary = std::env::var_os("SKEP_BIN").unwrap_or_else(|| env!("CARGO_BIN_EXE_skep").into());
     let log = File::options().create(true).append(true).open(place.join("log")).unwrap();
-    Command::new(binary)
+    binary::in_place(binary::path(), place, &place.join("home"))
         .args(["relay", "--listen", "127.0.0.1:0", "--data", "data", "--config", "config.toml"])
-        .current_dir(place)
-        .env_clear()
-        .env("HOME", place)
-        .env("SKEP_HOME", place.join("home"))
         .env("RUST_LOG", "warn")
-        .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .stderr(log)
         .spawn()
         .unwrap()
 }
 
-/// Reads `listening ws://127.0.0.1:PORT pubkey=HEX`.
 fn wait_until_it_listens(child: &mut Child, place: &Path) -> (ChildStdout, SocketAddr, String) {
-    let mut stdout = BufReader::new(child.stdout.take().unwrap());
-    let mut line = String::new();
-    stdout.read_line(&mut line).unwrap();
-    let told = || line.trim().strip_prefix("listening ws://")?.split_once(" pubkey=");
-    let Some((address, key)) = told() else {
+    let Listening { url, pubkey, stdout } = binary::listening(child).unwrap_or_else(|line| {
         let log = fs::read_to_string(place.join("log")).unwrap_or_default();
-        panic!("the relay did not start; it said {line:?}\n{log}");
-    };
-    (stdout.into_inner(), address.parse().unwrap(), key.to_owned())
+        panic!("the relay did not start; it said {line:?}\n{log}")
+    });
+    (stdout, url.strip_prefix("ws://").unwrap().parse().unwrap(), pubkey)
 }
 
 /// A well-behaved client. What it waits for comes within a minute, or the test fails.

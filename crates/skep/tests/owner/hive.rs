@@ -16,6 +16,8 @@ use skep_node::keys::{Keys, StoredKey};
 use skep_proto::attestation::{Conditions, attest};
 use skep_proto::{Draft, Kind, PubKey, RawEvent};
 
+use crate::binary::{self, end};
+
 /// What never comes must fail the test, not hang it.
 pub const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -73,7 +75,7 @@ impl Ran {
 
 /// An agent on the built-in program.
 pub fn demo(name: &str) -> String {
-    let skep = binary();
+    let skep = binary::path();
     format!("name = {name:?}\ncommand = {skep:?}\nargs = [\"agent\", \"demo\"]\n")
 }
 
@@ -85,10 +87,6 @@ pub fn script(name: &str, text: &str) -> String {
 /// An agent on a model server.
 pub fn model(name: &str, base_url: &str) -> String {
     format!("name = {name:?}\nbackend = \"openai\"\nbase_url = {base_url:?}\nmodel = \"mock\"\n")
-}
-
-fn binary() -> String {
-    std::env::var("SKEP_BIN").unwrap_or_else(|_| env!("CARGO_BIN_EXE_skep").into())
 }
 
 impl Hive {
@@ -206,17 +204,8 @@ impl Hive {
     }
 
     fn command_at(&self, home: &str, args: &[&str]) -> Command {
-        let mut command = Command::new(binary());
-        command
-            .args(args)
-            .current_dir(self.dir.path())
-            .env_clear()
-            .env("HOME", self.dir.path())
-            .env("SKEP_HOME", self.path(home))
-            .env("PATH", "/bin:/usr/bin")
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped());
+        let mut command = binary::in_place(binary::path(), self.dir.path(), &self.path(home));
+        command.args(args).env("PATH", "/bin:/usr/bin").stdout(Stdio::piped()).stderr(Stdio::piped());
         command
     }
 
@@ -278,12 +267,6 @@ impl Drop for Hive {
             eprintln!("agents:\n{}", fs::read_to_string(self.path("agents.log")).unwrap_or_default());
         }
     }
-}
-
-fn end(child: &mut Child) {
-    // It may be gone already, which is as good.
-    let _ = child.kill();
-    let _ = child.wait();
 }
 
 /// Reads stdout up to a line that begins so, and goes on reading so that the process is never held up.

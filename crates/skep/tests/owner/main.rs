@@ -3,6 +3,9 @@
 #![expect(clippy::unwrap_used, reason = "a test")]
 
 mod ask;
+#[path = "../binary/mod.rs"]
+#[expect(dead_code, reason = "other suites use the rest")]
+mod binary;
 mod budget;
 mod hive;
 mod metering;

@@ -5,13 +5,13 @@ use std::time::Duration;
 use serde_json::Value;
 use skep_node::client::Options;
 use skep_node::clock::unix_now;
-use skep_node::owner::watch::{Seen, Shown, Watch};
+use skep_node::owner::watch::{Item, Seen, Shown, Watch};
 use skep_node::owner::{Feed, Heard, cards, open_frame};
 use skep_proto::agent::control::{Control, Status, control_draft};
 use skep_proto::agent::permission::CardTag;
 use skep_proto::{Draft, Filter, Kind, RawEvent, seal};
 
-use crate::hive::{Hive, demo, eventually, keys, pubkey};
+use crate::hive::{Hive, PATIENCE, demo, eventually, keys, pubkey};
 
 fn options() -> Options {
     Options { credentials: Some(keys("owner").into()), timeout: Duration::from_secs(30) }
@@ -26,6 +26,39 @@ fn tag(card: &Value) -> CardTag {
         allow: text("allow"),
         reject: text("reject"),
         expires_at: card["expires_at"].as_u64().unwrap(),
+    }
+}
+
+/// What agents tell the owner, as it comes.
+struct Frames {
+    feed: Feed,
+    watch: Watch,
+}
+
+impl Frames {
+    async fn of(hive: &Hive) -> Self {
+        let filter = Filter {
+            kinds: Some(vec![Kind::AGENT_FRAME]),
+            tags: vec![(b'p', vec![pubkey("owner").to_hex()])],
+            since: Some(unix_now() - 200),
+            ..Filter::new()
+        };
+        Self { feed: Feed::open(&hive.url(), options(), vec![filter]).await.unwrap(), watch: Watch::default() }
+    }
+
+    /// The next items, in their order.
+    async fn next(&mut self) -> Vec<Item> {
+        loop {
+            let heard = tokio::time::timeout(PATIENCE, self.feed.next()).await.expect("frames").unwrap();
+            let events = match heard {
+                Heard::Stored(events) => events,
+                Heard::Event(event) => vec![*event],
+                Heard::Lost { .. } | Heard::Refused(_) => continue,
+            };
+            let opened = events.iter().filter_map(|event| Some((event.pubkey, open_frame(&keys("owner"), event)?)));
+            let seen = self.watch.take_all(opened.collect()).into_iter();
+            return seen.filter_map(|seen| if let Seen::Item(item) = seen { Some(*item) } else { None }).collect();
+        }
     }
 }
 
@@ -115,14 +148,7 @@ async fn an_altered_a_foreign_a_replayed_and_a_late_decision_do_nothing() {
     hive.run_agents("home");
     hive.mention("owner", "scout", "write safe.txt").await;
     let card = tag(&hive.cards(1)[0]);
-    let filter = Filter {
-        kinds: Some(vec![Kind::AGENT_FRAME]),
-        authors: Some(vec![pubkey("scout")]),
-        tags: vec![(b'p', vec![pubkey("owner").to_hex()])],
-        since: Some(unix_now() - 200),
-        ..Filter::new()
-    };
-    let mut feed = Feed::open(&hive.url(), options(), vec![filter]).await.unwrap();
+    let mut frames = Frames::of(&hive).await;
 
     let altered = |change: fn(&mut CardTag)| {
         let mut card = card.clone();
@@ -155,20 +181,10 @@ async fn an_altered_a_foreign_a_replayed_and_a_late_decision_do_nothing() {
     });
     assert_eq!(decide(&hive, &card, true).await, Status::AlreadyDecided);
 
-    let mut watch = Watch::default();
     let mut results = Vec::new();
     while results.iter().filter(|status| **status == Status::AlreadyDecided).count() < 2 {
-        let heard = tokio::time::timeout(crate::hive::PATIENCE, feed.next()).await.expect("results").unwrap();
-        let events = match heard {
-            Heard::Stored(events) => events,
-            Heard::Event(event) => vec![*event],
-            Heard::Lost { .. } | Heard::Refused(_) => continue,
-        };
-        let frames =
-            events.iter().filter_map(|event| Some((event.pubkey, open_frame(&keys("owner"), event)?))).collect();
-        for seen in watch.take_all(frames) {
-            if let Seen::Item(item) = seen
-                && let Shown::Control(result) = &item.shown
+        for item in frames.next().await {
+            if let Shown::Control(result) = &item.shown
                 && result.request_nonce.as_ref() == Some(&card.nonce)
             {
                 results.push(result.status.clone());
@@ -228,31 +244,15 @@ async fn only_a_turn_that_the_owner_began_may_raise_a_card() {
 async fn the_frame_that_asks_names_the_question_and_says_whether_it_can_be_answered() {
     let mut hive = Hive::new(&[demo("scout"), format!("{}policy = \"reject\"\n", demo("critic"))]);
     hive.run_agents("home");
-    let filter = Filter {
-        kinds: Some(vec![Kind::AGENT_FRAME]),
-        tags: vec![(b'p', vec![pubkey("owner").to_hex()])],
-        since: Some(unix_now() - 200),
-        ..Filter::new()
-    };
-    let mut feed = Feed::open(&hive.url(), options(), vec![filter]).await.unwrap();
+    let mut frames = Frames::of(&hive).await;
     hive.mention("owner", "scout", "write asked.txt").await;
     hive.mention("owner", "critic", "write refused.txt").await;
     let nonce = hive.cards(1).remove(0)["nonce"].as_str().unwrap().to_owned();
     hive.run(&["deny", &nonce]).succeeds();
 
-    let mut watch = Watch::default();
     let (mut asked, mut ended) = (Vec::new(), Vec::new());
     while asked.len() < 2 || ended.len() < 2 {
-        let heard = tokio::time::timeout(crate::hive::PATIENCE, feed.next()).await.expect("frames").unwrap();
-        let events = match heard {
-            Heard::Stored(events) => events,
-            Heard::Event(event) => vec![*event],
-            Heard::Lost { .. } | Heard::Refused(_) => continue,
-        };
-        let frames =
-            events.iter().filter_map(|event| Some((event.pubkey, open_frame(&keys("owner"), event)?))).collect();
-        for seen in watch.take_all(frames) {
-            let Seen::Item(item) = seen else { continue };
+        for item in frames.next().await {
             let is_request = item.telemetry.payload.as_str().contains("session/request_permission");
             let named = item.telemetry.authorization.clone();
             assert!(is_request || named.is_none() || matches!(item.shown, Shown::Permission(_)), "{item:?}");

@@ -8,11 +8,12 @@ pub mod script;
 pub mod volume;
 
 use std::fs::{self, File};
-use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, ChildStdout, Command, Stdio};
 
 use tempfile::TempDir;
+
+use crate::binary::{self, Listening};
 
 /// No rate stands in the way of a test; one address may hold more connections than there are descriptors.
 const LIMITS: &str = "[relay.limits]
@@ -52,21 +53,14 @@ impl Place {
 
     /// The relay's command line; with a shell command, that runs first, in the same process.
     pub fn command(&self, first: &str) -> Command {
-        let binary = std::env::var("SKEP_BIN").unwrap_or_else(|_| env!("CARGO_BIN_EXE_skep").into());
         let log = File::options().create(true).append(true).open(self.log_path()).unwrap();
-        let mut command = Command::new("/bin/sh");
+        let mut command = binary::in_place("/bin/sh", self.dir.path(), &self.home);
         command
-            .args(["-c", &format!("{first}\nexec \"$@\""), "sh", &binary, "relay", "--listen", "127.0.0.1:0"])
+            .args(["-c", &format!("{first}\nexec \"$@\""), "sh", &binary::path(), "relay", "--listen", "127.0.0.1:0"])
             .arg("--config")
             .arg(self.dir.path().join("config.toml"))
             .arg("--data")
             .arg(&self.data)
-            .current_dir(self.dir.path())
-            .env_clear()
-            .env("HOME", self.dir.path())
-            .env("SKEP_HOME", &self.home)
-            .env("TZ", "UTC")
-            .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(log);
         command
@@ -79,12 +73,9 @@ impl Place {
     /// Waits until it listens; or gives its exit code.
     pub fn try_start(&self, first: &str) -> Result<Relay, Option<i32>> {
         let mut child = self.command(first).spawn().unwrap();
-        let mut line = String::new();
-        BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
-        let said = line.trim_end().strip_prefix("listening ").and_then(|rest| rest.split_once(" pubkey="));
-        match said {
-            Some((url, pubkey)) => Ok(Relay { url: url.into(), pubkey: pubkey.into(), child }),
-            None => Err(child.wait().unwrap().code()),
+        match binary::listening(&mut child) {
+            Ok(Listening { url, pubkey, stdout }) => Ok(Relay { url, pubkey, child, _stdout: stdout }),
+            Err(_) => Err(child.wait().unwrap().code()),
         }
     }
 
@@ -105,12 +96,11 @@ pub struct Relay {
     pub url: String,
     pub pubkey: String,
     pub child: Child,
+    _stdout: ChildStdout,
 }
 
 impl Drop for Relay {
     fn drop(&mut self) {
-        // It may be gone already, which is as good.
-        let _ = self.child.kill();
-        let _ = self.child.wait();
+        binary::end(&mut self.child);
     }
 }

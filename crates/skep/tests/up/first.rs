@@ -75,7 +75,7 @@ fn a_key_named_default_is_the_owner_and_stays_as_it_is() {
 fn each_program_that_is_installed_is_an_agent_and_one_that_cannot_run_stops_nobody() {
     let place = Place::new();
     // It says its version, and speaks ACP as the real one does.
-    let demo = format!("exec '{}' agent demo", place.binary());
+    let demo = format!("exec '{}' agent demo", crate::binary::path());
     place.install("opencode", &format!("if [ \"$1\" = --version ]; then echo 1.18.33; else {demo}; fi"));
     place.install("codex-acp", "read line");
     let up = place.spawn(&["up"]);

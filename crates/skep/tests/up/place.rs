@@ -12,6 +12,8 @@ use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 use tempfile::TempDir;
 
+use crate::binary;
+
 /// Longer than anything may take on a busy machine; a test that meets it fails.
 pub const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -63,23 +65,12 @@ impl Place {
         std::fs::set_permissions(&path, PermissionsExt::from_mode(0o755)).unwrap();
     }
 
-    /// The binary under test.
-    pub fn binary(&self) -> String {
-        std::env::var("SKEP_BIN").unwrap_or_else(|_| env!("CARGO_BIN_EXE_skep").into())
-    }
-
     pub fn command(&self, args: &[&str]) -> Command {
-        let mut command = Command::new(self.binary());
+        let mut command = binary::in_place(binary::path(), self.dir.path(), &self.home());
         command
             .args(args)
-            .current_dir(self.dir.path())
-            .env_clear()
-            .env("HOME", self.dir.path())
-            .env("SKEP_HOME", self.home())
             .env("SKEP_RELAY__LISTEN", &self.listen)
-            .env("PATH", format!("{}:/usr/bin:/bin", self.bin.display()))
-            .env("TZ", "UTC")
-            .stdin(Stdio::null());
+            .env("PATH", format!("{}:/usr/bin:/bin", self.bin.display()));
         command
     }
 
@@ -239,9 +230,7 @@ impl Up {
 
 impl Drop for Up {
     fn drop(&mut self) {
-        // It may be gone already, which is as good.
-        let _ = self.child.kill();
-        let _ = self.child.wait();
+        binary::end(&mut self.child);
     }
 }
 

@@ -137,6 +137,32 @@ fn a_repository_that_is_none_is_told_at_the_start_and_by_the_doctor() {
 }
 
 #[test]
+fn repositories_are_looked_at_beside_each_other_before_agents_run_in_their_order() {
+    let place = place_with(Path::new("repo"));
+    let repo = with_repository(&place);
+    for other in ["amy", "ben", "cat"] {
+        place.done(&["agent", "new", other, "--preset", "demo"]);
+    }
+    let config = std::fs::read_to_string(place.config()).unwrap();
+    write(&place.config(), &config.replace("preset = \"demo\"\n", &format!("preset = \"demo\"\nrepo = {repo:?}\n")));
+    // It goes on once two of it have been there at the same time.
+    place.install(
+        "git",
+        "echo $$ >>$HOME/looks; \
+        until [ -e $HOME/met ]; do n=0; \
+        for look in $(cat $HOME/looks); do kill -0 $look 2>/dev/null && n=$((n + 1)); done; \
+        if [ $n -ge 2 ]; then touch $HOME/met; else sleep 0.02; fi; done; \
+        PATH=/usr/bin:/bin exec git \"$@\"",
+    );
+    let run = place.spawn(&["agent", "run"]);
+    let told = run.until(|line| line.starts_with("running cat "));
+    let names: Vec<&str> = told.iter().filter_map(|line| line.split(' ').nth(1)).collect();
+    assert_eq!(names, ["scout", "amy", "ben", "cat"]);
+    assert!(place.dir().join("met").exists(), "one after another: {}", run.stderr());
+    assert_eq!(run.stop(Signal::TERM), Some(0));
+}
+
+#[test]
 fn a_tree_that_cannot_be_made_is_why_its_message_waits() {
     let place = place_with(Path::new("repo"));
     let repo = with_repository(&place);

@@ -127,6 +127,7 @@ fn a_file_has_agents_and_what_is_unknown_in_it_is_named() {
     assert_eq!(load(more).expect("it is read").agent[0].budget.usd_per_day, Some(2.5));
     for (more, named) in [
         ("budget = { usd_per_week = 2.5 }", "usd_per_week"),
+        ("budget = { task = { usd_per_day = 2.5 } }", "unknown field: found `task`"),
         ("price = { input = 1.0 }", "output"),
         ("paralel = 2", "paralel"),
         ("parallel = 0", "parallel"),
