@@ -318,18 +318,19 @@ fn with_the_disk_full_nothing_is_acknowledged_that_is_not_stored_and_reads_go_on
     let place = Place::new(Some(&volume.path()), "");
     let relay = place.start();
     let (mut client, mut author) = (Client::connect(&relay.url).unwrap(), Author::new(&mut rng));
-    // Each time by a new connection: the relay ends one that is idle for ten seconds.
-    let ready = |relay: &Relay| Http::open(relay).get("/ready").0;
     assert_eq!(ready(&relay), 200);
 
-    author.fill(&mut client);
-    assert_eq!(ready(&relay), 503, "writes fail");
+    assert_eq!(ready_when_full(&relay, &mut author, &mut client, |_, _| ()), 503, "writes fail");
     author.assert_kept(&mut client);
-    let known = author.taken[0].clone();
-    assert!(matches!(client.publish(&known), Verdict::Taken(text) if text.starts_with("duplicate: ")));
-    let passing = Draft::new(Kind(20_001), unix_now(), "").sign(&author.keys, &[0; 32]);
-    assert_eq!(client.publish(passing.raw()), Verdict::Taken(String::new()), "it needs no disk");
-    assert_eq!(ready(&relay), 503, "writes fail still, whatever else succeeds");
+    let needs_no_disk = |author: &mut Author, client: &mut Client| {
+        let known = author.taken[0].clone();
+        assert!(matches!(client.publish(&known), Verdict::Taken(text) if text.starts_with("duplicate: ")));
+        let passing = Draft::new(Kind(20_001), unix_now(), "").sign(&author.keys, &[0; 32]);
+        let verdict = client.publish(passing.raw());
+        assert!(matches!(&verdict, Verdict::Taken(_)), "it needs no disk: {verdict:?}");
+    };
+    let code = ready_when_full(&relay, &mut author, &mut client, needs_no_disk);
+    assert_eq!(code, 503, "writes fail still, whatever else succeeds");
 
     std::fs::remove_file(&ballasts[0]).unwrap();
     recover(&mut author, &mut client);
@@ -342,11 +343,37 @@ fn with_the_disk_full_nothing_is_acknowledged_that_is_not_stored_and_reads_go_on
     let relay = place.start();
     let mut client = Client::connect(&relay.url).unwrap();
     author.assert_kept(&mut client);
-    assert_eq!(author.publish(&mut client, 1, 40_000).len(), 1);
-    assert_eq!(ready(&relay), 503);
+    assert_eq!(ready_when_full(&relay, &mut author, &mut client, |_, _| ()), 503);
     std::fs::remove_file(&ballasts[1]).unwrap();
     recover(&mut author, &mut client);
     println!("{} were taken, {} refused", author.taken.len(), author.refused.len());
+}
+
+/// By a new connection: the relay ends one that is idle for ten seconds.
+fn ready(relay: &Relay) -> u16 {
+    Http::open(relay).get("/ready").0
+}
+
+/// Fills the disk, does what needs none, and asks whether the relay is ready.
+///
+/// Every ten seconds the relay looks by itself whether it can write again; what it writes then is small and may fit, and
+/// what moves from the log into the store makes room. Where that came in between, it is done once more.
+fn ready_when_full(
+    relay: &Relay,
+    author: &mut Author,
+    client: &mut Client,
+    needs_no_disk: impl Fn(&mut Author, &mut Client),
+) -> u16 {
+    let mut code = 200;
+    for _ in 0..9 {
+        author.fill(client);
+        needs_no_disk(author, client);
+        code = ready(relay);
+        if code != 200 {
+            break;
+        }
+    }
+    code
 }
 
 /// Room was made: the relay takes events again, by itself.
