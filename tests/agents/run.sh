@@ -24,7 +24,7 @@ if [ ! -d "$home" ]; then
   # `npm install` takes versions and checksums from the lock file all the same.
   (cd "$aside" && npm install --no-save --ignore-scripts --loglevel=error) ||
     { echo "the agents could not be installed: is the package registry in reach?" >&2; exit 1; }
-  mv -T "$aside" "$home" 2>/dev/null || true # another run was first
+  mv -T "$aside" "$home" 2>/dev/null || rm -rf "$aside" # another run was first
 fi
 [ "${1:-}" != install ] || exit 0
 

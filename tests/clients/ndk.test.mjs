@@ -7,12 +7,15 @@ import assert from 'node:assert/strict'
 import { after, before, test } from 'node:test'
 import WebSocket from 'ws'
 import { decrypt, encrypt, getConversationKey } from 'nostr-tools/nip44'
-import { attest, eventually, hex, key, nobody, now, startRelay, within } from './harness.mjs'
+import { attest, beforeExpiry, eventually, hex, key, nobody, now, startRelay, within } from './harness.mjs'
 
 globalThis.WebSocket = WebSocket // NDK takes the browser's; Node 20 has none
 const {
   default: NDK, giftUnwrap, giftWrap, NDKEvent, NDKPrivateKeySigner, NDKRelayAuthPolicies, NDKUser,
 } = await import('@nostr-dev-kit/ndk')
+
+/** For NDK's own deadlines. */
+const PATIENCE_MS = 50_000
 
 let relay
 const apps = []
@@ -31,7 +34,7 @@ async function app({ who = key(), policy = ndk => NDKRelayAuthPolicies.signIn({ 
   if (policy) ndk.relayAuthDefaultPolicy = policy(ndk)
   const [link] = ndk.pool.relays.values()
   const ready = new Promise(resolve => link.once(policy ? 'authed' : 'auth', resolve))
-  await within(ndk.connect(5000), 'NDK to connect')
+  await within(ndk.connect(PATIENCE_MS), 'NDK to connect')
   await within(ready, 'the challenge')
   const it = {
     ndk, who, received, link,
@@ -40,7 +43,7 @@ async function app({ who = key(), policy = ndk => NDKRelayAuthPolicies.signIn({ 
     /** Publishes; the error of the relay, not of the set of relays, when it was refused. */
     async publish(template) {
       const event = template instanceof NDKEvent ? template : it.event(template)
-      await within(event.publish(undefined, 5000).catch(error => {
+      await within(event.publish(undefined, PATIENCE_MS).catch(error => {
         throw [...(error.errors?.values() ?? [])][0] ?? error
       }), `OK to kind ${event.kind}`)
       return event
@@ -141,9 +144,11 @@ test('an event that its author deletes is gone for everyone and can’t come bac
 
 test('an event stops being sent at the second of its expiration', async () => {
   const [a, b] = [await app(), await app()]
-  const expires = now() + 2
-  const event = await a.publish({ kind: 1, tags: [['expiration', `${expires}`]] })
-  assert.deepEqual(await sent(b, { ids: [event.id] }), [event.id])
+  const [expires, event] = await beforeExpiry(async expires => {
+    const event = await a.publish({ kind: 1, tags: [['expiration', `${expires}`]] })
+    assert.deepEqual(await sent(b, { ids: [event.id] }), [event.id])
+    return event
+  })
   await eventually(() => now() > expires, 'the clock')
   assert.deepEqual(await sent(b, { ids: [event.id] }), [])
 })
@@ -157,7 +162,8 @@ test('COUNT is exact and its HyperLogLog estimates the same number of authors', 
   const { relayResults } = await b.ndk.count({ kinds: [7], '#e': [note.id] })
   const [result] = relayResults.values()
   assert.equal(result.count, 10)
-  assert.ok(Math.abs(result.hll.estimate() - 10) <= 1, `${result.hll.estimate()}`)
+  // Ten keys fall on 256 registers: two of them meet in each sixth run, ten on fewer than six in one of a million.
+  assert.ok(Math.abs(result.hll.estimate() - 10) <= 4, `${result.hll.estimate()}`)
 })
 
 test('search finds a note by a word of it', async () => {

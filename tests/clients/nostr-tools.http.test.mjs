@@ -106,14 +106,14 @@ describe('management', () => {
       'no payload hash': signed(tags(url(), 'POST')),
       'another kind': signed({ kind: 22_242 }),
       'too old': signed({ created_at: now() - 70 }),
-      'too new': signed({ created_at: now() + 70 }),
+      'too new': signed({ created_at: now() + 600 }),
       'a forged signature': `Nostr ${Buffer.from(JSON.stringify({ ...admin.sign({ kind: 27_235, tags: tags(url(), 'POST', hash).tags }), sig: member.sign({ kind: 1 }).sig })).toString('base64')}`,
     }
     for (const [what, token] of Object.entries(wrong)) assert.equal((await send(token, body)).status, 401, what)
     const asMember = await send(await tokenFor(member, payload), body)
     const refused = [401, 403].includes(asMember.status) || await asMember.json().then(a => Boolean(a.error) && !a.result)
     assert.ok(refused, 'a member that is no admin')
-    assert.equal((await send(signed({ created_at: now() - 20 }), body)).status, 200, 'and the right one passes')
+    assert.equal((await send(signed({ created_at: now() - 5 }), body)).status, 200, 'and the right one passes')
   })
 
   test('takes a token once', async () => {

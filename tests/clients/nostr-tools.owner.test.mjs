@@ -46,7 +46,7 @@ async function startAgent(settings) {
     workdir: join(home, 'agents', 'bee', 'work'),
     async stop() {
       child.kill('SIGTERM')
-      await within(exited, 'exit after SIGTERM', 20_000).finally(() => child.kill('SIGKILL'))
+      await within(exited, 'exit after SIGTERM').finally(() => child.kill('SIGKILL'))
       rmSync(home, { recursive: true, force: true })
     },
   }
@@ -59,7 +59,7 @@ const mention = (agent, text) => owner.sign({ kind: 1, content: text, tags: [['p
 const said = (agent, event, test, what) => eventually(async () => {
   const { events } = await query(client, [{ kinds: [1], authors: [agent.pk], '#e': [event.id] }])
   return events.find(test)
-}, what, 30_000)
+}, what)
 
 const isCard = event => event.tags.some(tag => tag[0] === 'permission')
 
@@ -94,7 +94,10 @@ describe('a permission card', () => {
     const reply = await said(agent, asked, event => !isCard(event), 'the answer')
     assert.equal(reply.content, 'I wrote yes.txt.')
     assert.ok(existsSync(file))
-    const { events } = await query(client, [{ kinds: [7], authors: [agent.pk], '#e': [card.id] }])
+    const events = await eventually(async () => {
+      const { events } = await query(client, [{ kinds: [7], authors: [agent.pk], '#e': [card.id] }])
+      return events.length > 0 && events
+    }, 'the mark on the card')
     assert.deepEqual(events.map(event => event.content), ['☑️'])
   })
 
@@ -154,7 +157,7 @@ describe('a bill', () => {
     const { events } = await query(client, [{ kinds: [44_200], '#p': [owner.pk], authors: [agent.pk] }])
     const opened = events.map(event => ({ event, ...JSON.parse(decrypt(event.content, getConversationKey(owner.sk, agent.pk))) }))
     return opened.length === many && opened.sort((a, b) => a.turnSeq - b.turnSeq)
-  }, `${many} bills`, 30_000)
+  }, `${many} bills`)
 
   test('opened outside is what the model billed, to the token', async () => {
     for (const [n, text] of ['how are you?', 'and now?'].entries()) {

@@ -129,7 +129,7 @@ describe('a request to vanish', () => {
       assert.deepEqual(left.filter(id => id !== request.id), [])
       assert.deepEqual((await reconcile(client, { ids: events.map(e => e.id) })).need, new Set())
       for (const event of events) assert.equal((await publish(client, event)).ok, false, `kind ${event.kind} came back`)
-      const before = who.sign({ kind: 1, created_at: now() - 20, content: 'never sent before' })
+      const before = who.sign({ kind: 1, created_at: request.created_at - 15, content: 'never sent before' })
       assert.equal((await publish(client, before)).ok, false, 'an older event, sent late')
       assert.equal((await count(client, [{ authors: [who.pk], kinds: [0, 1, 5, 30_023] }])).count, 0)
       const later = await put(client, who.sign({ kind: 1, content: 'a new life' }))
@@ -193,6 +193,7 @@ describe('the process', () => {
       const sub = subscribe(reader, [{ kinds: [1] }])
       await sub.settled()
       assert.deepEqual(await own.terminate(), { code: 0, signal: null })
+      assert.ok(!own.stderr().includes('did not end in time'), own.stderr())
     } finally {
       await own.stop()
     }

@@ -4,7 +4,9 @@ import assert from 'node:assert/strict'
 import { after, before, test } from 'node:test'
 import { decrypt, encrypt, getConversationKey } from 'nostr-tools/nip44'
 import { computeOffset, feedEvent, hllEncode, newHll } from 'nostr-tools/nip45'
-import { connect, count, eventually, hangUp, key, nobody, now, publish, put, query, startRelay, subscribe } from './harness.mjs'
+import {
+  beforeExpiry, connect, count, eventually, hangUp, key, nobody, now, publish, put, query, startRelay, subscribe,
+} from './harness.mjs'
 
 let relay, client, other
 before(async () => {
@@ -148,8 +150,10 @@ test('a new REQ under an open id replaces the old one', async () => {
   await marker.settled()
   await put(other, a.sign({ kind: 1 }))
   const live = await put(other, b.sign({ kind: 1 }))
-  await marker.upTo(live.id)
-  assert.deepEqual(seen, [live.id])
+  // Events come in order, the copies of one event for two subscriptions in any.
+  const next = await put(other, b.sign({ kind: 1, content: 'next' }))
+  await marker.upTo(next.id)
+  assert.equal(seen[0], live.id)
   assert.deepEqual(first.seen, [])
   sub.close()
 })
@@ -295,9 +299,11 @@ test('an event that has expired is never served', async () => {
 
 test('an event stops being served, and counted, at the second of its expiration', async () => {
   const author = key()
-  const expires = now() + 3
-  const event = await put(client, author.sign({ kind: 1, content: 'brief', tags: [['expiration', `${expires}`]] }))
-  assert.deepEqual((await query(client, [{ ids: [event.id] }])).ids, [event.id])
+  const [expires, event] = await beforeExpiry(async expires => {
+    const event = await put(client, author.sign({ kind: 1, content: 'brief', tags: [['expiration', `${expires}`]] }))
+    assert.deepEqual((await query(client, [{ ids: [event.id] }])).ids, [event.id])
+    return event
+  })
   await eventually(() => now() > expires, 'the clock')
   for (const filter of [{ ids: [event.id] }, { authors: [author.pk] }, { search: 'brief' }]) {
     assert.ok(!(await query(client, [filter])).ids.includes(event.id), JSON.stringify(filter))

@@ -31,13 +31,14 @@ if [ -e node_modules ] && [ ! -L node_modules ]; then
 fi
 ln -sfn "$node_home/node_modules" node_modules
 
-python_home=$cache/python-$(stamp requirements.txt)
-if [ ! -f "$python_home/complete" ]; then
+# Python's programs know where they were installed: what is put in place is a link to it.
+python_home=$cache/pythons-$(stamp requirements.txt)
+if [ ! -e "$python_home" ]; then
   echo "installing the Python packages"
-  rm -rf "$python_home"
-  python3 -m venv "$python_home"
-  "$python_home/bin/pip" install --quiet --disable-pip-version-check -r requirements.txt
-  touch "$python_home/complete"
+  aside=$(mktemp -d "$cache/python-XXXXXX.part")
+  python3 -m venv "$aside"
+  "$aside/bin/pip" install --quiet --disable-pip-version-check -r requirements.txt
+  ln -sT "$aside" "$python_home" 2>/dev/null || rm -rf "$aside" # another run was first
 fi
 
 failed=()

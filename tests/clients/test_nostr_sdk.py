@@ -25,7 +25,8 @@ from nostr_sdk import (
 )
 
 READY = re.compile(r"^listening (ws://127\.0\.0\.1:\d+)/? pubkey=([0-9a-f]{64})$")
-PATIENCE = timedelta(seconds=10)
+PATIENCE = timedelta(seconds=60)  # for what must come, on a machine of any speed
+LATE = 90  # seconds, around what has that patience
 
 
 class Relay:
@@ -41,7 +42,7 @@ class Relay:
         self.process = await asyncio.create_subprocess_exec(
             binary, "relay", "--listen", "127.0.0.1:0", "--data", str(self.home / "data"), "--config", str(config),
             stdout=asyncio.subprocess.PIPE, stderr=self.log, env={**os.environ, "HOME": str(self.home)})
-        line = (await asyncio.wait_for(self.process.stdout.readline(), 20)).decode().rstrip("\n")
+        line = (await asyncio.wait_for(self.process.stdout.readline(), LATE)).decode().rstrip("\n")
         match = READY.match(line)
         if not match:
             await self.stop()
@@ -109,9 +110,15 @@ class RelayTest(unittest.IsolatedAsyncioTestCase):
         return client
 
     async def signed_in(self, keys: Keys, authenticator=None) -> Client:
-        """Connected, and surely authenticated: only an authenticated author may publish a protected event."""
-        client = await self.client(keys, authenticator)
-        await self.put(client, note(keys, 7777, "signed in", [["-"]]))
+        """Connected, and surely authenticated: only an authenticated author may publish a protected event.
+
+        Told auth-required, nostr-sdk sends it again once it has signed in; but where it has signed in just before it
+        waits for that, it waits in vain and says so. Then it is asked again."""
+        client, proof = await self.client(keys, authenticator), note(keys, 7777, "signed in", [["-"]])
+        deadline = time.monotonic() + LATE
+        while (error := await self.send(client, proof)) == "timeout":
+            self.assertLess(time.monotonic(), deadline)
+        self.assertIsNone(error)
         return client
 
     async def put(self, client: Client, *events: Event) -> Event:
@@ -127,7 +134,7 @@ class RelayTest(unittest.IsolatedAsyncioTestCase):
 
     async def fetch(self, client: Client, filter: Filter) -> list[Event]:
         relay = await client.relay(self.relay.url)
-        return await asyncio.wait_for(relay.fetch_events(filter, timeout=PATIENCE), 15)
+        return await asyncio.wait_for(relay.fetch_events(filter, timeout=PATIENCE), LATE)
 
     async def count(self, client: Client, filter: Filter) -> int:
         """By message: nostr-sdk's own `count_events` sends before it listens, and misses an answer that comes at once."""
@@ -145,7 +152,7 @@ class RelayTest(unittest.IsolatedAsyncioTestCase):
                     return rest[0]["count"]
 
         await (await client.relay(self.relay.url)).send_msg(ClientMessage.count(query, filter))
-        return await asyncio.wait_for(answer(), 10)
+        return await asyncio.wait_for(answer(), LATE)
 
     async def assertRefused(self, prefix: str, client: Client, event: Event):
         reason = await self.send(client, event)
@@ -182,7 +189,7 @@ class Live:
                 notification = await self.stream.next()
                 if isinstance(notification, ClientNotification.NEW_EVENT):
                     self.seen.append(notification.event.id().to_hex())
-        await asyncio.wait_for(read(), 15)
+        await asyncio.wait_for(read(), LATE)
         return set(self.seen)
 
 
@@ -234,9 +241,16 @@ class Events(RelayTest):
         self.assertEqual(ids(await self.fetch(client, Filter().kind(Kind(30023)))), ids([newer]))
 
     async def test_an_event_stops_being_served_at_its_expiration(self):
-        keys, client, expires = Keys.generate(), await self.client(), now() + 2
-        event = await self.put(client, note(keys, tags=[["expiration", str(expires)]]))
-        self.assertEqual(ids(await self.fetch(client, Filter().id(event.id()))), ids([event]))
+        keys, client, seconds = Keys.generate(), await self.client(), 3
+        while True:
+            expires = now() + seconds
+            event = note(keys, tags=[["expiration", str(expires)]])
+            refusal, served = await self.send(client, event), ids(await self.fetch(client, Filter().id(event.id())))
+            if now() < expires:
+                break
+            seconds *= 2  # this machine was too slow to see it before its time
+            self.assertLess(seconds, 100)
+        self.assertEqual((refusal, served), (None, ids([event])))
         while now() <= expires:
             await asyncio.sleep(0.1)
         self.assertEqual(await self.fetch(client, Filter().id(event.id())), [])
@@ -261,7 +275,7 @@ class Events(RelayTest):
     async def test_the_information_document_parses(self):
         url = self.relay.address.replace("ws://", "http://")
         request = urllib.request.Request(url, headers={"Accept": "application/nostr+json"})
-        with await asyncio.to_thread(urllib.request.urlopen, request, timeout=10) as answer:
+        with await asyncio.to_thread(urllib.request.urlopen, request, timeout=LATE) as answer:
             body = answer.read()
         document = RelayInformationDocument.from_json(body.decode())
         self.assertEqual(document.name(), "t")
@@ -305,7 +319,7 @@ class Access(RelayTest):
         event = note(author, tags=[["-"]])
         await self.assertRefused("auth-required:", await self.client(), event)
         await self.assertRefused("restricted:", await self.signed_in(Keys.generate()), event)
-        await self.put(await self.client(author), event)
+        await self.put(await self.signed_in(author), event)
 
     async def test_a_nip17_message_reaches_its_receiver_alone_on_every_path(self):
         sender, receiver = Keys.generate(), Keys.generate()

@@ -83,7 +83,7 @@ describe('a limit in the information document is real:', () => {
   test('created_at_upper_limit', withWire(async () => {
     const ahead = seconds => wire.publish(key().sign({ kind: 1, created_at: now() + seconds }))
     assert.equal((await ahead(limits.created_at_upper_limit - 5)).ok, true)
-    const over = await ahead(limits.created_at_upper_limit + 5)
+    const over = await ahead(limits.created_at_upper_limit + 60)
     assert.equal(over.ok, false)
     assert.match(over.message, /^invalid:/)
   }))
@@ -148,7 +148,7 @@ describe('a limit in the information document is real:', () => {
         sent.push(event.id)
         wire.send(['EVENT', event])
       }
-      await eventually(() => acknowledged + refused.length === sent.length, 'every OK', 30_000, 20)
+      await eventually(() => acknowledged + refused.length === sent.length, 'every OK', undefined, 20)
       assert.deepEqual(refused, [])
     }
     wire.frames.length = 0

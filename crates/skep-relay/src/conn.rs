@@ -74,7 +74,8 @@ struct Conn {
     out: Vec<Utf8Bytes>,
     effects: Vec<Effect>,
     misses: u32,
-    heard: Instant,
+    /// When the client was heard or pinged last.
+    waited_since: Instant,
 }
 
 /// What is needed to go on from the store when live delivery fell behind.
@@ -120,7 +121,7 @@ where
         events_bytes: 0,
         effects: Vec::new(),
         misses: 0,
-        heard: Instant::now(),
+        waited_since: Instant::now(),
     };
     let end = conn.serve(&mut socket).await;
     let subs = shared.live().subs.close(id);
@@ -253,7 +254,7 @@ impl Conn {
     }
 
     async fn handle_message(&mut self, message: Option<Result<Message, WsError>>) -> Option<End> {
-        self.heard = Instant::now();
+        self.waited_since = Instant::now();
         self.misses = 0;
         let text = match message {
             None | Some(Ok(Message::Close(_))) => return Some(End::Gone),
@@ -476,7 +477,7 @@ impl Conn {
 
     fn next_tick(&self) -> Instant {
         let world = self.shared.world();
-        let ping = self.heard + Duration::from_secs(world.limits.ping_secs.max(1)) * (self.misses + 1);
+        let ping = self.waited_since + Duration::from_secs(world.limits.ping_secs.max(1));
         match self.session.auth_deadline_ms(&world) {
             Some(deadline) => {
                 let left = deadline.saturating_sub(self.shared.now().mono_ms);
@@ -497,7 +498,10 @@ impl Conn {
         if is_late {
             return Some(End::Cut(Cut::AuthTimeout));
         }
-        if self.heard.elapsed() >= ping * (self.misses + 1) {
+        if self.waited_since.elapsed() >= ping {
+            // From now on, not from when it was due: who is pinged has the whole time to answer, also when the relay
+            // stood still for so long that the next ping is due as well.
+            self.waited_since = Instant::now();
             self.misses += 1;
             if self.misses > MISSES_MAX {
                 return Some(End::Cut(Cut::Silent));

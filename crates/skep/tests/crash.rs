@@ -35,8 +35,9 @@ const KILL_OPENING_AT_MS_MAX: u64 = 30;
 const LONG_ROUND_EVERY: usize = 10;
 const LONG_ROUND: usize = 6;
 
-/// What SIGTERM may take (the relay's specification), and the wait for its process to be gone.
-const STOP: Duration = Duration::from_secs(10);
+/// What SIGTERM may take on a machine of any speed. The relay itself says when its ten seconds were not enough.
+const STOP: Duration = Duration::from_secs(60);
+const LATE: &str = "did not end in time";
 
 #[track_caller]
 fn assert_kept(script: &Script, client: &mut Client, place: &Place) {
@@ -138,7 +139,9 @@ fn an_acknowledged_event_survives_kill_9_at_any_moment() {
 fn a_relay_that_is_told_to_stop_ends_with_0_in_time_and_keeps_what_it_acknowledged() {
     let mut rng = seeded("a_relay_that_is_told_to_stop_ends_with_0_in_time_and_keeps_what_it_acknowledged");
     let place = Place::new(None, "");
-    let mut lines: Vec<Vec<Script>> = (0..CONNECTIONS).map(|_| vec![Script::draw(&mut rng, EVENTS)]).collect();
+    // Many more than are taken before it is told, so that it is in the middle however late this thread is.
+    let mut lines: Vec<Vec<Script>> =
+        (0..CONNECTIONS).map(|_| (0..LONG_ROUND).map(|_| Script::draw(&mut rng, EVENTS)).collect()).collect();
     let mut relay = place.start();
     publish_until(&mut relay, &mut lines, |relay, traffic| {
         while traffic.taken.load(Ordering::SeqCst) < 500 {
@@ -148,9 +151,10 @@ fn a_relay_that_is_told_to_stop_ends_with_0_in_time_and_keeps_what_it_acknowledg
         kill_process(Pid::from_child(&relay.child), Signal::TERM).unwrap();
         let status = relay.child.wait().unwrap();
         assert_eq!(status.code(), Some(0), "{}", place.log());
-        assert!(begin.elapsed() < STOP, "{:?}", begin.elapsed());
+        assert!(begin.elapsed() < STOP && !place.log().contains(LATE), "{:?}: {}", begin.elapsed(), place.log());
     });
-    let scripts: Vec<Script> = lines.into_iter().flatten().collect();
+    let mut scripts: Vec<Script> = lines.into_iter().flatten().collect();
+    scripts.retain(|script| script.sent.iter().any(|sent| sent.was_sent));
     let is_cut = |script: &Script| script.sent.iter().any(|sent| sent.was_sent && sent.verdict.is_none());
     assert!(scripts.iter().any(is_cut), "it was not in the middle");
     let relay = place.start();
@@ -180,8 +184,7 @@ fn whoever_is_connected_is_told_that_the_relay_stops_and_who_does_not_read_does_
         assert_eq!(client.next(&["NOTICE"]).unwrap()[1], "closing: the relay stops");
     }
     assert_eq!(relay.child.wait().unwrap().code(), Some(0), "{}", place.log());
-    assert!(begin.elapsed() < STOP, "{:?}", begin.elapsed());
-    assert!(!place.log().contains("did not end in time"), "{}", place.log());
+    assert!(begin.elapsed() < STOP && !place.log().contains(LATE), "{:?}: {}", begin.elapsed(), place.log());
 }
 
 #[test]
@@ -317,21 +320,23 @@ fn with_the_disk_full_nothing_is_acknowledged_that_is_not_stored_and_reads_go_on
     let place = Place::new(Some(&volume.path()), "");
     let relay = place.start();
     let (mut client, mut author) = (Client::connect(&relay.url).unwrap(), Author::new(&mut rng));
-    let mut http = Http::open(&relay);
-    assert_eq!(http.get("/ready").0, 200);
+    assert_eq!(ready(&relay), 200);
 
-    author.fill(&mut client);
-    assert_eq!(http.get("/ready").0, 503, "writes fail");
+    assert_eq!(ready_when_full(&relay, &mut author, &mut client, |_, _| ()), 503, "writes fail");
     author.assert_kept(&mut client);
-    let known = author.taken[0].clone();
-    assert!(matches!(client.publish(&known), Verdict::Taken(text) if text.starts_with("duplicate: ")));
-    let passing = Draft::new(Kind(20_001), unix_now(), "").sign(&author.keys, &[0; 32]);
-    assert_eq!(client.publish(passing.raw()), Verdict::Taken(String::new()), "it needs no disk");
-    assert_eq!(http.get("/ready").0, 503, "writes fail still, whatever else succeeds");
+    let needs_no_disk = |author: &mut Author, client: &mut Client| {
+        let known = author.taken[0].clone();
+        assert!(matches!(client.publish(&known), Verdict::Taken(text) if text.starts_with("duplicate: ")));
+        let passing = Draft::new(Kind(20_001), unix_now(), "").sign(&author.keys, &[0; 32]);
+        let verdict = client.publish(passing.raw());
+        assert!(matches!(&verdict, Verdict::Taken(_)), "it needs no disk: {verdict:?}");
+    };
+    let code = ready_when_full(&relay, &mut author, &mut client, needs_no_disk);
+    assert_eq!(code, 503, "writes fail still, whatever else succeeds");
 
     std::fs::remove_file(&ballasts[0]).unwrap();
     recover(&mut author, &mut client);
-    assert_eq!(http.get("/ready").0, 200, "writes succeed");
+    assert_eq!(ready(&relay), 200, "writes succeed");
     author.assert_kept(&mut client);
 
     author.fill(&mut client);
@@ -340,16 +345,42 @@ fn with_the_disk_full_nothing_is_acknowledged_that_is_not_stored_and_reads_go_on
     let relay = place.start();
     let mut client = Client::connect(&relay.url).unwrap();
     author.assert_kept(&mut client);
-    assert_eq!(author.publish(&mut client, 1, 40_000).len(), 1);
-    assert_eq!(Http::open(&relay).get("/ready").0, 503);
+    assert_eq!(ready_when_full(&relay, &mut author, &mut client, |_, _| ()), 503);
     std::fs::remove_file(&ballasts[1]).unwrap();
     recover(&mut author, &mut client);
     println!("{} were taken, {} refused", author.taken.len(), author.refused.len());
 }
 
-/// Room was made: the relay takes events again, by itself and soon.
+/// By a new connection: the relay ends one that is idle for ten seconds.
+fn ready(relay: &Relay) -> u16 {
+    Http::open(relay).get("/ready").0
+}
+
+/// Fills the disk, does what needs none, and asks whether the relay is ready.
+///
+/// Every ten seconds the relay looks by itself whether it can write again; what it writes then is small and may fit, and
+/// what moves from the log into the store makes room. Where that came in between, it is done once more.
+fn ready_when_full(
+    relay: &Relay,
+    author: &mut Author,
+    client: &mut Client,
+    needs_no_disk: impl Fn(&mut Author, &mut Client),
+) -> u16 {
+    let mut code = 200;
+    for _ in 0..9 {
+        author.fill(client);
+        needs_no_disk(author, client);
+        code = ready(relay);
+        if code != 200 {
+            break;
+        }
+    }
+    code
+}
+
+/// Room was made: the relay takes events again, by itself.
 fn recover(author: &mut Author, client: &mut Client) {
-    let deadline = Instant::now() + Duration::from_secs(15);
+    let deadline = Instant::now() + Duration::from_secs(90);
     while !author.publish(client, 1, 100).is_empty() {
         assert!(Instant::now() < deadline, "no event is taken, though there is room");
     }
@@ -361,24 +392,29 @@ const DESCRIPTORS: usize = 64;
 #[test]
 fn without_file_descriptors_those_who_are_connected_are_served_and_others_wait_their_turn() {
     let mut rng = seeded("without_file_descriptors_those_who_are_connected_are_served_and_others_wait_their_turn");
-    let place = Place::new(None, "");
+    // The others answer no ping, however long this takes.
+    let place = Place::with_limits(None, "", "ping_secs = 3600");
     let relay = place.try_start(&format!("ulimit -n {DESCRIPTORS}")).unwrap();
+    // Kept open, for there will be no other: it is asked at each step, or the relay would end it.
     let mut http = Http::open(&relay);
-    assert_eq!(http.metric("skep_relay_accept_errors_total"), 0);
+    let mut is_felt = || http.metric("skep_relay_accept_errors_total") > 0;
+    assert!(!is_felt());
     let (mut client, mut author) = (Client::connect(&relay.url).unwrap(), Author::new(&mut rng));
     let mut others = Vec::new();
     let address = relay.url.strip_prefix("ws://").unwrap();
     let waiting = loop {
         let stream = TcpStream::connect(address).unwrap();
         let other = stream.try_clone().unwrap();
-        match Client::over(other, Duration::from_millis(500)) {
-            Ok(other) => others.push(other),
-            Err(_) => break stream,
+        match (Client::over(other, Duration::from_millis(500)), is_felt()) {
+            (Ok(other), _) => others.push(other),
+            (Err(_), true) => break stream,
+            // The limit only where the relay says so: the machine may be slow.
+            (Err(_), false) => {}
         }
         assert!(others.len() < DESCRIPTORS, "the limit is not felt");
     };
     drop(waiting);
-    assert!(http.metric("skep_relay_accept_errors_total") > 0);
+    assert!(is_felt());
     // Enough for new logs, which need descriptors too.
     for _ in 0..80 {
         assert_eq!(author.publish(&mut client, 250, 100), Vec::<String>::new());

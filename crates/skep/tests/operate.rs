@@ -195,21 +195,30 @@ fn an_import_that_is_killed_goes_on_where_it_was() {
     const EVENTS: u64 = 30_000;
     let place = Place::new();
     place.write("in.jsonl", &notes(0..EVENTS));
-    let mut child = place.command(&["import", "in.jsonl", "--data", "a"]).spawn().unwrap();
-    wait_for(|| {
+    let has_journal = || {
         fs::read_dir(place.path("home/imports"))
             .is_ok_and(|dir| dir.flatten().any(|entry| entry.path().extension().is_some_and(|name| name == "json")))
-    });
-    child.kill().unwrap();
-    assert_eq!(child.wait().unwrap().signal(), Some(9), "it was not through");
-    let before = place.export("a").lines().count() as u64;
-    assert!(0 < before && before < EVENTS, "{before}");
-    let rest = place.json(&["import", "in.jsonl", "--data", "a", "--resume"]);
+    };
+    // Where it was through before this test came to kill it, another one is begun.
+    let data: Vec<String> = (0..10).map(|n| format!("a{n}")).collect();
+    let is_killed_in_the_middle = |data: &&String| {
+        // What a kill at the very end left.
+        let _ = fs::remove_dir_all(place.path("home/imports"));
+        let mut child = place.command(&["import", "in.jsonl", "--data", data]).spawn().unwrap();
+        wait_for(|| has_journal() || child.try_wait().unwrap().is_some());
+        child.kill().unwrap();
+        let is_killed = child.wait().unwrap().signal() == Some(9);
+        is_killed && has_journal() && (place.export(data).lines().count() as u64) < EVENTS
+    };
+    let data = data.iter().find(is_killed_in_the_middle).expect("one that was not through");
+    let before = place.export(data).lines().count() as u64;
+    assert!(0 < before, "what is in the journal is in the store");
+    let rest = place.json(&["import", "in.jsonl", "--data", data, "--resume"]);
     let skipped = rest["resumed_after_line"].as_u64().unwrap();
     assert!(skipped > 0 && skipped <= before, "only what is committed is skipped: {rest}, {before} were there");
     assert_eq!(rest["imported"].as_u64(), Some(EVENTS - before), "{rest}");
     assert_eq!(rest["duplicates"].as_u64(), Some(before - skipped), "{rest}");
-    let (after, input) = (place.export("a"), place.read("in.jsonl"));
+    let (after, input) = (place.export(data), place.read("in.jsonl"));
     assert_eq!(after.lines().count() as u64, EVENTS, "nothing is doubled");
     assert!(lines(&after) == lines(&input), "nothing is lost");
     assert_eq!(fs::read_dir(place.path("home/imports")).unwrap().count(), 0, "the journal ends with the import");
@@ -217,7 +226,7 @@ fn an_import_that_is_killed_goes_on_where_it_was() {
 
 /// Waits for a condition that must come.
 #[track_caller]
-fn wait_for(condition: impl Fn() -> bool) {
+fn wait_for(mut condition: impl FnMut() -> bool) {
     let start = Instant::now();
     while !condition() {
         assert!(start.elapsed() < Duration::from_secs(60), "it did not come");

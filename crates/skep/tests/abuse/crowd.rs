@@ -67,7 +67,9 @@ async fn ten_thousand_idle_connections_are_held_cheaply_and_others_are_served() 
         println!("skipped: {why}");
         return;
     }
-    let mut relay = Relay::start("[relay.limits]\nconnections = 12000\nconnections_per_ip = 12000\n");
+    // Nobody in the crowd answers a ping, and opening it may take a while.
+    let limits = "[relay.limits]\nconnections = 12000\nconnections_per_ip = 12000\nping_secs = 3600\n";
+    let mut relay = Relay::start(limits);
     let mut publisher = Client::connect(&relay).await;
     let mut subscriber = Client::connect(&relay).await;
     assert_eq!(subscriber.request("live", &json!({ "kinds": [1], "limit": 0 })).await, Vec::<Value>::new());
@@ -88,6 +90,6 @@ async fn ten_thousand_idle_connections_are_held_cheaply_and_others_are_served() 
     assert!((after - before) <= KIB_MAX * CROWD as u64, "{each:.1} KiB each");
     assert_eq!(relay.metric("connections").await, CROWD as u64 + 2, "none was cut");
     drop(crowd);
-    crate::until("the crowd is gone", 30, async || relay.metric("connections").await == 2).await;
+    crate::until("the crowd is gone", async || relay.metric("connections").await == 2).await;
     relay.assert_alive();
 }

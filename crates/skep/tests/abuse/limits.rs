@@ -1,14 +1,15 @@
 //! How many, and how fast: what is over a limit is refused in words, and counted.
 
 use std::net::Ipv4Addr;
+use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
-use skep_proto::{Draft, Kind};
+use skep_proto::{Draft, Kind, limits};
 use tokio::io::AsyncReadExt;
 
 use crate::load_harness::{Client, Relay, dial, keys, now, publication};
 use crate::raw::{Raw, TEXT};
-use crate::{alone, cut, notes, publish_all, until};
+use crate::{alone, cut, notes, passed, publish_all, until};
 
 const ONE: Ipv4Addr = Ipv4Addr::new(127, 0, 0, 1);
 const TWO: Ipv4Addr = Ipv4Addr::new(127, 0, 0, 2);
@@ -32,7 +33,7 @@ async fn connections_over_the_limit_of_an_address_are_refused_with_503() {
     let mut other = knock(&relay, TWO).await.unwrap_or_else(|status| panic!("{status}"));
     assert_eq!(other.recv().await[0], "AUTH");
     drop(open);
-    until("a place is free", 10, async || knock(&relay, ONE).await.is_ok()).await;
+    until("a place is free", async || knock(&relay, ONE).await.is_ok()).await;
     let refused = relay.metric("refused_connections_total{reason=\"too many connections from one address\"}").await;
     assert!(refused >= 5, "{refused}");
 }
@@ -54,7 +55,7 @@ async fn connections_over_the_limit_of_all_are_refused_with_503() {
     for mut client in open {
         assert_eq!(client.recv().await[0], "AUTH", "those who are here stay");
     }
-    until("a place is free", 10, async || knock(&relay, TWO).await.is_ok()).await;
+    until("a place is free", async || knock(&relay, TWO).await.is_ok()).await;
     assert!(relay.metric("refused_connections_total{reason=\"too many connections\"}").await >= 2);
 }
 
@@ -75,12 +76,14 @@ async fn flood(client: &mut Client, count: u64) -> (usize, Vec<String>) {
     (taken, answers.into_iter().filter(|(is_taken, _)| !is_taken).map(|(_, text)| text).collect())
 }
 
-/// A rate of 3 a second with bursts of 30 takes 30 of 100 at once, and what a few seconds add.
+/// A rate of 3 a second with bursts of 30 takes 30 of 100 at once, and what the time adds.
 async fn assert_rate_limits(limit: &str, text: &str) {
     let relay = Relay::start(&format!("[relay.limits]\n{limit} = 3\n"));
+    let begun = Instant::now();
     let mut client = Client::connect(&relay).await;
     let (taken, refusals) = flood(&mut client, 100).await;
-    assert!((30..60).contains(&taken), "{limit}: {taken} were taken");
+    let most = passed(30, 3.0, begun);
+    assert!((30..=most).contains(&(taken as u64)), "{limit}: {taken} were taken, at most {most} may be");
     assert!(refusals.iter().all(|refusal| refusal == text), "{limit}: {refusals:?}");
     assert_eq!(client.request("q", &json!({ "kinds": [1] })).await.len(), taken, "the connection is kept");
 }
@@ -97,6 +100,7 @@ async fn events_over_a_rate_get_ok_false_rate_limited() {
 async fn requests_over_the_rate_are_closed_rate_limited() {
     let _turn = alone().await;
     let relay = Relay::start("[relay.limits]\nrequests_per_second = 2\n");
+    let begun = Instant::now();
     let mut client = Client::connect(&relay).await;
     let mut answers: Vec<Value> = Vec::new();
     for n in 0..60 {
@@ -107,7 +111,8 @@ async fn requests_over_the_rate_are_closed_rate_limited() {
         answers.push(client.recv().await);
     }
     let closed: Vec<&Value> = answers.iter().filter(|answer| answer[0] == "CLOSED").collect();
-    assert!((20..=40).contains(&closed.len()), "{answers:?}");
+    let most = passed(20, 2.0, begun);
+    assert!((20..=most).contains(&(60 - closed.len() as u64)), "at most {most} are served: {answers:?}");
     assert!(closed.iter().all(|answer| answer[2].as_str().unwrap().starts_with("rate-limited: ")));
     assert_eq!(client.publish(&notes(1, 10)[0]).await, (true, String::new()), "events are not requests");
 }
@@ -154,7 +159,7 @@ async fn malformed_messages_of_an_address_are_counted_over_all_its_connections()
     let _turn = alone().await;
     let relay = Relay::start("[relay.limits]\nmalformed_per_minute_per_ip = 5\nconnections_per_ip = 4\n");
     let mut well_behaved = Client::connect(&relay).await;
-    // Who was here before, and who asked for metrics, may still be on their way out.
+    // Who was here before may still be on their way out.
     let enter = async || {
         loop {
             match knock(&relay, ONE).await {
@@ -166,20 +171,22 @@ async fn malformed_messages_of_an_address_are_counted_over_all_its_connections()
             }
         }
     };
-    for _ in 0..5 {
-        assert!(outlives_noise(&mut enter().await).await);
-    }
-    for count in 1..=3 {
+    let (begun, mut outlived, mut cuts) = (Instant::now(), 0, 0);
+    while cuts < 3 {
         let mut noisy = enter().await;
-        assert!(!outlives_noise(&mut noisy).await);
-        assert_eq!(noisy.end().await, Some((1008, NOISY.into())));
-        // Once there are three, no place is left to ask from.
-        if count < 3 {
-            until("it was counted", 10, async || cut(&relay, NOISY).await == count).await;
+        if outlives_noise(&mut noisy).await {
+            outlived += 1;
+            continue;
         }
+        cuts += 1;
+        assert_eq!(noisy.end().await, Some((1008, NOISY.into())));
+        assert_eq!(cut(&relay, NOISY).await, cuts);
     }
+    let most = passed(5, 5.0 / 60.0, begun);
+    assert!((5..=most).contains(&outlived), "{outlived} were let pass, at most {most} may be");
     // Their places stay taken for a while: coming again at once gains nothing.
-    assert_eq!(knock(&relay, ONE).await.err(), Some(503));
+    let again = knock(&relay, ONE).await.err();
+    assert!(again == Some(503) || begun.elapsed() >= Duration::from_secs(limits::COOLING_SECS), "{again:?}");
     assert_eq!(well_behaved.publish(&notes(1, 10)[0]).await, (true, String::new()), "others of the address go on");
     let mut elsewhere = knock(&relay, TWO).await.unwrap_or_else(|status| panic!("{status}"));
     elsewhere.recv().await;

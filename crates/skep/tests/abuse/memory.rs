@@ -14,7 +14,7 @@ const KIB: usize = 1024;
 /// The relay's memory at its highest while `condition` does not hold, less `before`, in KiB.
 async fn growth(relay: &Relay, before: u64, what: &str, mut condition: impl AsyncFnMut() -> bool) -> u64 {
     let mut most = 0;
-    until(what, 60, async || {
+    until(what, async || {
         most = most.max(relay.memory_kib("RssAnon"));
         condition().await
     })

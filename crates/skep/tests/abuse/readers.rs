@@ -4,7 +4,7 @@ use std::net::Ipv4Addr;
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
-use skep_proto::VerifiedEvent;
+use skep_proto::{VerifiedEvent, limits};
 
 use crate::load_harness::{Client, Relay};
 use crate::{UNHURRIED, alone, cut, notes, publish_all, report, until};
@@ -73,6 +73,12 @@ async fn reference(relay: &Relay, count: usize) -> tokio::task::JoinHandle<Vec<(
     tokio::spawn(read_ids(subscriber(relay, &named(1), None).await, count, Duration::ZERO))
 }
 
+/// Reads once it has fallen behind, which it then has on a machine of any speed.
+async fn read_ids_from_behind(relay: &Relay, client: Client, count: usize, pause: Duration) -> Vec<(String, String)> {
+    until("the reader falls behind", async || relay.metric("fell_behind_total").await >= 1).await;
+    read_ids(client, count, pause).await
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_subscriber_that_never_reads_is_cut_and_others_receive_every_event_once_in_order() {
     let _turn = alone().await;
@@ -92,7 +98,7 @@ async fn a_subscriber_that_never_reads_is_cut_and_others_receive_every_event_onc
     let published = started.elapsed();
 
     let mut most = 0;
-    until("the silent subscriber is cut", 25, async || {
+    until("the silent subscriber is cut", async || {
         most = most.max(relay.memory_kib("RssAnon"));
         cut(&relay, SLOW).await == 1
     })
@@ -105,9 +111,9 @@ async fn a_subscriber_that_never_reads_is_cut_and_others_receive_every_event_onc
         ),
         &json!({ "case": "never reads", "cut_after_ms": waited.as_millis() as u64, "memory_growth_kib": grown }),
     );
-    assert!((8..=25).contains(&waited.as_secs()), "cut after {waited:?}");
+    assert!(waited >= Duration::from_secs(limits::OUTBOX_STALL_SECS), "cut after {waited:?}");
     assert!(grown < 64 * 1024, "memory grew by {grown} KiB");
-    assert_eq!(relay.metric("connections").await, 1, "the publisher is still there");
+    until("the publisher alone is still there", async || relay.metric("connections").await == 1).await;
     // What the kernel had taken is still to be read, then it ends.
     let end = async { while silent.try_recv().await.is_ok() {} };
     end.await;
@@ -119,14 +125,14 @@ async fn a_steady_slow_reader_receives_every_event_exactly_once() {
     let _turn = alone().await;
     let relay = Relay::start(UNHURRIED);
     let mut publisher = Client::connect(&relay).await;
-    // 40 KiB every 4 ms is at most 10 MiB/s; the events come several times as fast.
+    // 40 KiB every 4 ms is at most 10 MiB/s; the events come several times as fast, where the machine can.
     let (one, pause) = (named(1), Duration::from_millis(4));
-    let first = reference(&relay, 1_000).await;
-    let slow = tokio::spawn(read_ids(subscriber(&relay, &one, SMALL).await, 1_000, pause));
+    let slow = subscriber(&relay, &one, SMALL).await;
     let events = notes(1_000, 40 * KIB);
-    publish_all(&mut publisher, &events).await;
-    assert_each_once(&slow.await.unwrap(), &one, &events, &first.await.unwrap());
-    assert!(relay.metric("fell_behind_total").await >= 1, "it was not slow enough to show anything");
+    let first = reference(&relay, events.len()).await;
+    let reading = read_ids_from_behind(&relay, slow, events.len(), pause);
+    let (got, ()) = tokio::join!(reading, publish_all(&mut publisher, &events));
+    assert_each_once(&got, &one, &events, &first.await.unwrap());
     assert_eq!(cut(&relay, SLOW).await, 0);
 }
 
@@ -137,11 +143,10 @@ async fn a_slow_reader_with_many_subscriptions_receives_every_event_once_for_eac
     let mut publisher = Client::connect(&relay).await;
     let (subs, events) = (named(7), notes(400, 20 * KIB));
     let first = reference(&relay, events.len()).await;
-    let reader = subscriber(&relay, &subs, SMALL).await;
-    let slow = tokio::spawn(read_ids(reader, subs.len() * events.len(), Duration::from_millis(1)));
-    publish_all(&mut publisher, &events).await;
-    assert_each_once(&slow.await.unwrap(), &subs, &events, &first.await.unwrap());
-    assert!(relay.metric("fell_behind_total").await >= 1, "it was not slow enough to show anything");
+    let slow = subscriber(&relay, &subs, SMALL).await;
+    let reading = read_ids_from_behind(&relay, slow, subs.len() * events.len(), Duration::from_millis(1));
+    let (got, ()) = tokio::join!(reading, publish_all(&mut publisher, &events));
+    assert_each_once(&got, &subs, &events, &first.await.unwrap());
 }
 
 /// Lines on which what the relay prepares at a time takes more than ten seconds, but which never stop.

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use rustix::process::{Pid, Signal, kill_process};
 use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -53,13 +54,14 @@ async fn a_request_that_comes_byte_by_byte_is_cut_in_time_and_others_are_served(
     let head = format!("GET / HTTP/1.1\r\nHost: x\r\nX-Long: {}", "x".repeat(10_000));
     let body = format!("POST /query HTTP/1.1\r\nHost: x\r\nContent-Length: 20000\r\n\r\n{}", " ".repeat(10_000));
     let kinds = [
-        ("HTTP head", start(&relay, 200, &head, 100), 15),
-        ("silence", start(&relay, 20, "", 100), 15),
-        ("half a WebSocket handshake", start(&relay, 20, &UPGRADE[..UPGRADE.len() - 2], 100), 15),
-        ("HTTP body", start(&relay, 20, &body, 5), 45),
+        ("HTTP head", start(&relay, 200, &head, 100), 60),
+        ("silence", start(&relay, 20, "", 100), 60),
+        ("half a WebSocket handshake", start(&relay, 20, &UPGRADE[..UPGRADE.len() - 2], 100), 60),
+        ("HTTP body", start(&relay, 20, &body, 5), 100),
     ];
     let mut client = Client::connect(&relay).await;
     let mut served = 0;
+    // Several times what the relay waits for a head (10 s) or a body (30 s), and less than these take to come.
     for (kind, dripping, seconds_max) in kinds {
         let mut longest = Duration::ZERO;
         for one in dripping {
@@ -83,16 +85,16 @@ async fn a_request_that_comes_byte_by_byte_is_cut_in_time_and_others_are_served(
 #[tokio::test(flavor = "multi_thread")]
 async fn a_client_that_answers_no_ping_is_cut() {
     let _turn = alone().await;
-    let relay = Relay::start("[relay.limits]\nping_secs = 1\n");
+    let relay = Relay::start("[relay.limits]\nping_secs = 2\n");
     let started = Instant::now();
     let mut silent = Raw::open(&relay).await;
     assert_eq!(silent.recv().await[0], "AUTH");
     let mut lively = Client::connect(&relay).await;
     // It answers pings while it waits for a message.
     let waiting = tokio::spawn(async move { lively.try_recv().await });
-    until("the silent client is cut", 20, async || cut(&relay, "no answer to pings").await == 1).await;
+    until("the silent client is cut", async || cut(&relay, "no answer to pings").await == 1).await;
     let waited = started.elapsed();
-    assert!(waited >= Duration::from_secs(3), "cut after {waited:?}: two pings of a second must go unanswered");
+    assert!(waited >= Duration::from_secs(6), "cut after {waited:?}: two pings of two seconds must go unanswered");
     assert_eq!(relay.metric("connections").await, 1, "who answers stays");
     assert_eq!(silent.next_frame().await, Some((PING, Vec::new())));
     assert_eq!(silent.next_frame().await, Some((PING, Vec::new())));
@@ -102,12 +104,36 @@ async fn a_client_that_answers_no_ping_is_cut() {
     waiting.abort();
 }
 
+/// As on a machine that has no time for it: the relay does nothing for so long, and goes on.
+fn stand_still(relay: &Relay, time: Duration) {
+    let pid = Pid::from_child(&relay.child);
+    kill_process(pid, Signal::STOP).unwrap();
+    std::thread::sleep(time);
+    kill_process(pid, Signal::CONT).unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_answers_pings_is_not_cut_because_the_relay_stood_still() {
+    let _turn = alone().await;
+    let relay = Relay::start("[relay.limits]\nping_secs = 2\n");
+    let mut silent = Raw::open(&relay).await;
+    assert_eq!(silent.recv().await[0], "AUTH");
+    let mut lively = Client::connect(&relay).await;
+    let waiting = tokio::spawn(async move { lively.try_recv().await });
+    // Not a wait for anything: longer than the relay waits for who is silent.
+    stand_still(&relay, Duration::from_secs(7));
+    until("the silent client is cut", async || cut(&relay, "no answer to pings").await >= 1).await;
+    assert_eq!(relay.metric("connections").await, 1, "who had no time to answer stays");
+    assert!(!waiting.is_finished());
+    waiting.abort();
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn who_does_not_authenticate_in_time_on_a_closed_relay_is_cut() {
     let _turn = alone().await;
     let member = keys(5);
     let config = format!(
-        "[relay]\nclosed = true\nmembers = [\"{}\"]\n[relay.limits]\nauth_timeout_secs = 1\n",
+        "[relay]\nclosed = true\nmembers = [\"{}\"]\n[relay.limits]\nauth_timeout_secs = 5\n",
         crate::load_harness::pubkey(&member)
     );
     let relay = Relay::start(&config);
