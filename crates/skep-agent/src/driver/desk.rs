@@ -82,6 +82,14 @@ const STOP: Duration = Duration::from_millis(limits::STOP_TURNS_MS);
 /// How often what can wait is done: frames, liveness, leases.
 const BEAT_MS: u64 = 1_000;
 
+/// The round of the process that this time falls into: as long as a claim is good for, and half of that off the rounds
+/// in which leads look, so that the lead has just looked.
+pub(super) fn round(at_ms: u64) -> std::ops::Range<u64> {
+    const EVERY: u64 = limits::LEADER_REFRESH_MS;
+    let middle = (at_ms + EVERY / 2) / EVERY * EVERY;
+    middle.saturating_sub(EVERY / 2)..middle + EVERY / 2
+}
+
 pub(super) struct Desk<D> {
     pub setup: Setup,
     pub door: Arc<D>,
@@ -376,16 +384,16 @@ impl<D: Door + 'static> Desk<D> {
         queue.into_iter().chain(turns).chain(permits).min()
     }
 
-    /// Milliseconds until the next beat. With nothing to do in it there is one as often as the role is told: fifty idle
-    /// agents are to cost nothing.
+    /// Milliseconds until the next beat. With nothing to do in it there is one as often as the role is told, and all
+    /// agents of a process have it together: fifty idle ones are to cost nothing.
     fn beat_in(&self) -> u64 {
         let is_busy = self.live.values().any(Live::is_busy)
             || !self.unjudged.is_empty()
             || !self.held.is_empty()
             || self.frames.wake_at().is_some()
             || self.has_to_introduce();
-        let every = if is_busy { BEAT_MS } else { limits::LEADER_REFRESH_MS };
-        (self.beaten_at + every).saturating_sub(self.mono_ms())
+        let due = if is_busy { self.beaten_at + BEAT_MS } else { round(self.beaten_at).end };
+        due.saturating_sub(self.mono_ms())
     }
 
     fn wake(&mut self) -> Result<(), StoreError> {

@@ -10,7 +10,7 @@ use skep_proto::time::Moment;
 use skep_proto::{EventId, limits};
 use skep_store::StoreError;
 
-use super::desk::{Desk, STOPS};
+use super::desk::{Desk, STOPS, round};
 use super::letter::Form;
 
 impl<D: Door + 'static> Desk<D> {
@@ -53,7 +53,7 @@ impl<D: Door + 'static> Desk<D> {
     /// Again, as often as the lock is written: whoever begins to watch hears it soon.
     pub(super) fn tell_role_again(&mut self) {
         let now = self.mono_ms();
-        if self.role_told_ms.is_some_and(|told| now.saturating_sub(told) >= limits::LEADER_REFRESH_MS) {
+        if self.role_told_ms.is_some_and(|told| !round(told).contains(&now)) {
             self.tell_role();
         }
     }

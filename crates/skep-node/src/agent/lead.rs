@@ -25,9 +25,7 @@ use super::notice::Notice;
 use super::prompter::{Now, Prompter, Question};
 use super::reconnect::Connection;
 use crate::client::Credentials;
-use crate::clock::unix_now_ms;
-
-const TICK: Duration = Duration::from_millis(limits::LEADER_REFRESH_MS);
+use crate::clock::{unix_now_ms, until_round};
 
 /// How long the relay may take to take a lease back; then it runs out by itself.
 const RELEASE_WAIT: Duration = Duration::from_secs(1);
@@ -285,7 +283,8 @@ impl Task {
     fn due(&self) -> Instant {
         let now = now();
         let lease = self.prompter.as_ref().and_then(|prompter| prompter.wake(now));
-        now.steady + lease.map_or(TICK, |wait| wait.min(TICK))
+        let tick = until_round(limits::LEADER_REFRESH_MS);
+        now.steady + lease.map_or(tick, |wait| wait.min(tick))
     }
 
     fn lease(&self) -> RelayLease {
