@@ -5,9 +5,9 @@ use skep_core::door::Door;
 use skep_core::frames::Observation;
 use skep_core::permit::Answer;
 use skep_core::queue::{Row, State};
+use skep_proto::EventId;
 use skep_proto::agent::telemetry::{LeadershipStatus, MessageStatus, Payload, Reason, TelemetryKind};
 use skep_proto::time::Moment;
-use skep_proto::{EventId, limits};
 use skep_store::StoreError;
 
 use super::desk::{Desk, STOPS, round};

@@ -362,7 +362,7 @@ fn setup(
         has_leases,
         hears_owner: false,
         store: Arc::clone(store),
-        host: Arc::new(Machine::default()),
+        host: Arc::new(Machine),
         lead: Arc::new(lead),
         library: Arc::new(Library::new(plan.relays.first().cloned().unwrap_or_default(), plan.credentials.clone())),
         outbox,
