@@ -42,8 +42,12 @@ async def turn(request: dict, server: dict, cwd: Path) -> None:
             "not_granted": await call(session, "ask_agent", {"name": "x", "text": "y"}),
             "unknown": await call(session, "no_such_tool", {"name": "x", "text": "y"}),
         }
-        # One every two seconds; by then the first one has reached whoever watches.
-        report["soon"] = await call(session, "progress", {"text": "nearly there"})
+        # One every two seconds; by then the first one has reached whoever watches. A machine may have been slower
+        # than that since the first, but not between each of these.
+        for _ in range(PATIENCE):
+            report["soon"] = await call(session, "progress", {"text": "nearly there"})
+            if report["soon"]["is_error"]:
+                break
         for _ in range(PATIENCE * 10):
             report["later"] = await call(session, "progress", {"text": "nearly there"})
             if not report["later"]["is_error"]:

@@ -1,14 +1,18 @@
 //! Events on their way in: `RawEvent` (parsed, believed by nobody) → `VerifiedEvent` (id and signature checked).
 
+use std::fmt;
+
 use secp256k1::{Keypair, SECP256K1, XOnlyPublicKey};
-use serde::{Deserialize, Serialize};
+use serde::de::{Error, MapAccess, Visitor};
+use serde::{Deserialize, Deserializer, Serialize};
 use sha2::{Digest, Sha256};
 
 use crate::record::Record;
+use crate::skip::Skip;
 use crate::{EventId, Kind, PubKey, Sig, Tags, Timestamp};
 
 /// An event as a client sent it. Fields that NIP-01 does not name are not signed, so they are not kept.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct RawEvent {
     pub id: EventId,
     pub pubkey: PubKey,
@@ -17,6 +21,78 @@ pub struct RawEvent {
     pub tags: Tags,
     pub content: String,
     pub sig: Sig,
+}
+
+/// The name of a field of an event.
+#[derive(Deserialize)]
+#[serde(field_identifier, rename_all = "snake_case")]
+pub(crate) enum Field {
+    Id,
+    Pubkey,
+    CreatedAt,
+    Kind,
+    Tags,
+    Content,
+    Sig,
+    #[serde(other)]
+    Unknown,
+}
+
+impl<'de> Deserialize<'de> for RawEvent {
+    fn deserialize<D: Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
+        struct Fields;
+        impl<'de> Visitor<'de> for Fields {
+            type Value = RawEvent;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("an event object")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<RawEvent, A::Error> {
+                let (mut id, mut pubkey, mut created_at, mut kind) = (None, None, None, None);
+                let (mut tags, mut content, mut sig) = (None, None, None);
+                let mut skip = Skip::default();
+                while let Some(field) = map.next_key()? {
+                    match field {
+                        Field::Id => once("id", &mut id, &mut map)?,
+                        Field::Pubkey => once("pubkey", &mut pubkey, &mut map)?,
+                        Field::CreatedAt => once("created_at", &mut created_at, &mut map)?,
+                        Field::Kind => once("kind", &mut kind, &mut map)?,
+                        Field::Tags => once("tags", &mut tags, &mut map)?,
+                        Field::Content => once("content", &mut content, &mut map)?,
+                        Field::Sig => once("sig", &mut sig, &mut map)?,
+                        Field::Unknown => map.next_value_seed(&mut skip)?,
+                    }
+                }
+                Ok(RawEvent {
+                    id: there("id", id)?,
+                    pubkey: there("pubkey", pubkey)?,
+                    created_at: there("created_at", created_at)?,
+                    kind: there("kind", kind)?,
+                    tags: there("tags", tags)?,
+                    content: there("content", content)?,
+                    sig: there("sig", sig)?,
+                })
+            }
+        }
+        d.deserialize_map(Fields)
+    }
+}
+
+/// Reads the value of a field that may be there once.
+fn once<'de, T, A>(name: &'static str, field: &mut Option<T>, map: &mut A) -> Result<(), A::Error>
+where
+    T: Deserialize<'de>,
+    A: MapAccess<'de>,
+{
+    match field.replace(map.next_value()?) {
+        Some(_) => Err(A::Error::duplicate_field(name)),
+        None => Ok(()),
+    }
+}
+
+fn there<T, E: Error>(name: &'static str, field: Option<T>) -> Result<T, E> {
+    field.ok_or_else(|| E::missing_field(name))
 }
 
 /// Why an event is not what it says.

@@ -6,6 +6,7 @@ use serde::de::{MapAccess, Visitor};
 use serde::ser::SerializeMap;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
+use crate::skip::Skip;
 use crate::{EventId, EventRef, Kind, PubKey, Timestamp};
 
 /// One filter. Its conditions are joined by AND, the values of one by OR; an empty list matches nothing.
@@ -149,8 +150,9 @@ impl<'de> Deserialize<'de> for Filter {
             }
             fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Filter, A::Error> {
                 let mut filter = Filter::default();
+                let mut skip = Skip::default();
                 while let Some(key) = map.next_key::<String>()? {
-                    read_field(&mut filter, key, &mut map)?;
+                    read_field(&mut filter, key, &mut map, &mut skip)?;
                 }
                 Ok(filter.normalized())
             }
@@ -159,7 +161,12 @@ impl<'de> Deserialize<'de> for Filter {
     }
 }
 
-fn read_field<'de, A: MapAccess<'de>>(filter: &mut Filter, key: String, map: &mut A) -> Result<(), A::Error> {
+fn read_field<'de, A: MapAccess<'de>>(
+    filter: &mut Filter,
+    key: String,
+    map: &mut A,
+    skip: &mut Skip,
+) -> Result<(), A::Error> {
     use serde::de::Error;
     macro_rules! once {
         ($field:ident) => {{
@@ -183,7 +190,7 @@ fn read_field<'de, A: MapAccess<'de>>(filter: &mut Filter, key: String, map: &mu
             filter.tags.push((*letter, map.next_value()?));
         }
         _ => {
-            map.next_value::<serde::de::IgnoredAny>()?;
+            map.next_value_seed(skip)?;
             filter.unknown.get_or_insert_with(|| key.chars().take(40).collect());
         }
     }

@@ -22,6 +22,7 @@ pub mod reconcile;
 pub mod record;
 pub mod refusal;
 pub mod seal;
+mod skip;
 pub mod tag;
 pub mod thread;
 pub mod time;

@@ -10,6 +10,10 @@ pub const SUB_ID_CHARS_MAX: usize = 64;
 /// The parser's own bound on filters in one message; the configured one is checked after it.
 pub const FILTERS_HARD_MAX: usize = 1_000;
 
+/// Values in fields that NIP-01 does not name, of one event, filter or message, nested ones too. Reading over a value
+/// takes some 10 ns, so that 1,000 are 10 µs; clients send none, or a few.
+pub const SKIPPED_VALUES_MAX: usize = 1_000;
+
 /// How long an ephemeral event stays readable in the memory ring: NIP-AO's freshness, 300 s.
 pub const EPHEMERAL_SECS_MAX: u64 = 300;
 
@@ -334,6 +338,13 @@ pub const LIGHT_MESSAGE_BYTES_MAX: usize = 32 * KIB;
 
 /// Microseconds that one connection reads and handles messages in a row while others may be waiting: two slices.
 pub const TURN_MICROS_MAX: u64 = 500;
+
+/// Bytes that one connection reads in a row, of however large a message: 64 KiB is about 50 µs.
+pub const TURN_BYTES_MAX: usize = 64 * KIB;
+
+/// Tasks of the event loop between two looks at its sockets, when both of two cores are busy: 16 x about 50 µs is less
+/// than 1 ms for whoever has just sent something. A look is about 1 µs.
+pub const TASKS_BETWEEN_LOOKS: u32 = 16;
 
 /// Malformed messages in a minute before a connection is cut.
 pub const STRIKES_PER_MINUTE_MAX: u32 = 20;

@@ -3,10 +3,11 @@
 use std::borrow::Cow;
 use std::fmt;
 
-use serde::de::{SeqAccess, Visitor};
+use serde::de::{DeserializeSeed, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer};
-use serde_json::value::RawValue;
 
+use crate::event::Field;
+use crate::skip::Skip;
 use crate::{EventId, EventRef, Filter, Prefix, RawEvent, Refusal, limits};
 
 /// A message from a client.
@@ -79,30 +80,69 @@ pub fn decode(text: &str) -> Result<ClientMsg, DecodeError> {
 
 /// The slow path of a bad message: find out whom to answer.
 fn explain(text: &str, error: &str) -> DecodeError {
-    #[derive(Deserialize)]
-    struct Identified<'e> {
-        #[serde(borrow)]
-        id: Cow<'e, str>,
-    }
-    // Raw, so that a large message costs no tree of values.
-    let parts: Vec<&RawValue> = serde_json::from_str(text).unwrap_or_default();
-    let string = |i: usize| parts.get(i).and_then(|raw| serde_json::from_str::<Cow<'_, str>>(raw.get()).ok());
-    let sub = string(1).and_then(|text| SubId::new(&text));
-    let target = match (string(0).as_deref().unwrap_or(""), sub) {
-        ("EVENT" | "AUTH", _) => {
-            match parts.get(1).and_then(|raw| serde_json::from_str::<Identified<'_>>(raw.get()).ok()) {
-                Some(event) => Target::Event(event.id.chars().take(64).collect()),
-                None => Target::Nothing,
-            }
-        }
-        ("REQ" | "COUNT", Some(sub)) => Target::Sub(sub),
-        ("NEG-OPEN" | "NEG-MSG", Some(sub)) => Target::Neg(sub),
-        _ => Target::Nothing,
-    };
+    let mut target = Target::Nothing;
+    // What it returns says nothing: the message is bad, and it is read only until its target is known.
+    let _ = serde_json::Deserializer::from_str(text).deserialize_seq(Aim(&mut target));
     let short: String = error.chars().take(200).collect();
     DecodeError { target, refusal: Prefix::Invalid.because(short) }
 }
 
+/// Finds the target of a message: its verb, and what comes next.
+struct Aim<'t>(&'t mut Target);
+
+impl<'de> Visitor<'de> for Aim<'_> {
+    type Value = ();
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("an array")
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<(), A::Error> {
+        let verb: Cow<'de, str> = need(&mut seq, "a message type")?;
+        match verb.as_ref() {
+            "EVENT" | "AUTH" => drop(seq.next_element_seed(AimOfEvent(self.0))?),
+            "REQ" | "COUNT" => *self.0 = Target::Sub(need(&mut seq, "a subscription id")?),
+            "NEG-OPEN" | "NEG-MSG" => *self.0 = Target::Neg(need(&mut seq, "a subscription id")?),
+            _ => {}
+        }
+        Ok(())
+    }
+}
+
+/// The same in an event: its id, whatever that is.
+struct AimOfEvent<'t>(&'t mut Target);
+
+impl<'de> DeserializeSeed<'de> for AimOfEvent<'_> {
+    type Value = ();
+
+    fn deserialize<D: Deserializer<'de>>(self, d: D) -> Result<(), D::Error> {
+        d.deserialize_map(self)
+    }
+}
+
+impl<'de> Visitor<'de> for AimOfEvent<'_> {
+    type Value = ();
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("an event object")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<(), A::Error> {
+        let mut skip = Skip::default();
+        while let Some(field) = map.next_key()? {
+            match field {
+                Field::Id => {
+                    let id: Cow<'de, str> = map.next_value()?;
+                    *self.0 = Target::Event(id.chars().take(64).collect());
+                    return Ok(());
+                }
+                Field::Tags => drop(map.next_value::<IgnoredAny>()?),
+                _ => map.next_value_seed(&mut skip)?,
+            }
+        }
+        Ok(())
+    }
+}
 /// What the visitor makes: `None` for a message type that we do not know.
 struct Known(Option<ClientMsg>);
 
@@ -122,6 +162,7 @@ impl<'de> Visitor<'de> for Message {
     }
 
     fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Self::Value, A::Error> {
+        let mut skip = Skip::default();
         let verb: Cow<'de, str> = need(&mut seq, "a message type")?;
         let message = match verb.as_ref() {
             "EVENT" => ClientMsg::Event(Box::new(need(&mut seq, "an event")?)),
@@ -146,12 +187,12 @@ impl<'de> Visitor<'de> for Message {
             },
             "NEG-CLOSE" => ClientMsg::NegClose { sub: need(&mut seq, "a subscription id")? },
             _ => {
-                while seq.next_element::<serde::de::IgnoredAny>()?.is_some() {}
+                while seq.next_element_seed(&mut skip)?.is_some() {}
                 return Ok(None);
             }
         };
         // Elements after the known ones are ignored, so that a NIP may add some.
-        while seq.next_element::<serde::de::IgnoredAny>()?.is_some() {}
+        while seq.next_element_seed(&mut skip)?.is_some() {}
         Ok(Some(message))
     }
 }
@@ -271,6 +312,34 @@ mod tests {
         assert!(decode(&deep).is_err());
         assert!(decode(&format!(r#"["REQ","s",{{"x":{deep}"#)).is_err());
         assert!(decode(&format!(r#"["WHAT",{deep}"#)).is_err());
+    }
+
+    #[test]
+    fn what_nobody_knows_is_read_over_up_to_a_bound() {
+        let long = |n| vec!["0"; n].join(",");
+        let nested = |n| format!("[{}]", vec![r#"{"a":[]}"#; n].join(","));
+        let (few, many) = (limits::SKIPPED_VALUES_MAX - 1, limits::SKIPPED_VALUES_MAX);
+        assert!(decode(&format!(r#"["REQ","s",{{"x":[{}]}}]"#, long(few))).is_ok());
+        assert!(decode(&format!(r#"["REQ","s",{{"x":[{}]}}]"#, long(many))).is_err());
+        assert!(decode(&format!(r#"["REQ","s",{{"x":{0},"y":{0}}}]"#, nested(few / 4))).is_ok());
+        assert!(decode(&format!(r#"["REQ","s",{{"x":{0},"y":{0}}}]"#, nested(few / 3))).is_err());
+        assert!(decode(&format!(r#"["CLOSE","s",{}]"#, long(many))).is_ok());
+        assert!(decode(&format!(r#"["CLOSE","s",{},1]"#, long(many))).is_err());
+        let keys = secp256k1::Keypair::from_seckey_slice(secp256k1::SECP256K1, &[7; 32]).expect("a valid secret");
+        let raw = crate::Draft::new(crate::Kind(1), 5, "x").sign(&keys, &[0; 32]).raw().to_json();
+        let with = |field: &str| format!(r#"["EVENT",{},{field}}}]"#, raw.trim_end_matches('}'));
+        assert!(decode(&with(r#""ots":{"x":null},"seen":[1.5,true,"y"]"#)).is_ok());
+        let too_much = decode(&with(&format!(r#""x":[{}]"#, long(many)))).expect_err("too much");
+        assert!(too_much.refusal.to_string().contains("too much"), "{}", too_much.refusal);
+        assert!(matches!(too_much.target, Target::Event(_)), "the id came first");
+    }
+
+    #[test]
+    fn a_field_twice_or_not_at_all_is_told() {
+        let told = |text: &str| decode(text).expect_err("a bad event").refusal.to_string();
+        assert!(told(r#"["EVENT",{"kind":1,"kind":1}]"#).contains("duplicate field `kind`"));
+        assert!(told(r#"["EVENT",{"kind":1}]"#).contains("missing field `id`"));
+        assert!(told(r#"["EVENT",[]]"#).contains("an event object"));
     }
 
     #[test]

@@ -25,6 +25,7 @@ use crate::conn;
 use crate::http;
 use crate::metrics::Reason;
 use crate::shared::Shared;
+use crate::turns::InTurns;
 
 /// How long to wait when the process is out of file descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
@@ -171,7 +172,7 @@ fn upgrade(
             .max_frame_size(Some(frame));
         // Back to the bare socket: no hyper in the path of a message.
         if let Ok(parts) = upgraded.downcast::<TokioIo<TcpStream>>() {
-            let stream = parts.io.into_inner();
+            let stream = InTurns::new(parts.io.into_inner());
             let socket =
                 WebSocketStream::from_partially_read(stream, parts.read_buf.into(), Role::Server, Some(config)).await;
             let ip = place.ip;

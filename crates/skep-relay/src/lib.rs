@@ -19,6 +19,7 @@ mod relay;
 mod scans;
 mod sequence;
 mod shared;
+mod turns;
 mod verify;
 
 pub use relay::{Config, Relay, StartError, recall};

@@ -9,6 +9,7 @@ use skep_node::keys::Keyring;
 use skep_node::relay;
 use tokio::signal::unix::{SignalKind, signal};
 
+use super::run::runtime;
 use super::{compact, name, sync};
 use crate::cli::{RelayCommand, RelayRun, SettingsArgs};
 use crate::error::{CliError, Kind};
@@ -27,11 +28,7 @@ pub fn run(command: RelayRun, out: &mut Output) -> Result<(), CliError> {
         settings.relay.listen = listen;
     }
     start_log();
-    tokio::runtime::Builder::new_multi_thread()
-        .enable_all()
-        .build()
-        .map_err(|error| CliError::new(Kind::Internal, format!("cannot start the runtime: {error}")))?
-        .block_on(serve(&settings, &home, out))
+    runtime()?.block_on(serve(&settings, &home, out))
 }
 
 /// Settings from the file, the environment and the flags.

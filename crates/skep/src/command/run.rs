@@ -10,6 +10,7 @@ use skep_node::control::Server;
 use skep_node::fleet::{Facts, Fleet};
 use skep_node::home::Home;
 use skep_node::keys::npub;
+use skep_proto::limits;
 
 use super::load_key;
 use super::relay::{settings, start_log};
@@ -85,9 +86,11 @@ pub fn demo() -> Result<(), CliError> {
     std::process::exit(i32::from(ended.is_err()));
 }
 
+/// The event loop of a relay, of agents, or of both.
 pub fn runtime() -> Result<tokio::runtime::Runtime, CliError> {
     tokio::runtime::Builder::new_multi_thread()
         .enable_all()
+        .event_interval(limits::TASKS_BETWEEN_LOOKS)
         .build()
         .map_err(|error| CliError::new(Kind::Internal, format!("cannot start the runtime: {error}")))
 }

@@ -9,6 +9,7 @@ use std::io::{BufRead, BufReader};
 use std::net::{Ipv4Addr, SocketAddr};
 use std::process::{Child, ChildStdout, Command, Stdio};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use serde_json::json;
@@ -33,18 +34,22 @@ pub enum Attack {
     BusyNeighbour,
     Slowloris,
     FilterBombs,
+    /// From one address, which the relay has a limit for.
     MalformedFlood,
+    /// Each connection from another address, as of a net of many machines.
+    MalformedFromMany,
     /// Not one: 8 MB/s of events by a client that does as it should.
     Publisher,
     NeverReading,
 }
 
 impl Attack {
-    pub const ALL: [Self; 6] = [
+    pub const ALL: [Self; 7] = [
         Self::BusyNeighbour,
         Self::Slowloris,
         Self::FilterBombs,
         Self::MalformedFlood,
+        Self::MalformedFromMany,
         Self::Publisher,
         Self::NeverReading,
     ];
@@ -60,6 +65,7 @@ impl Attack {
             Self::Slowloris => "slowloris",
             Self::FilterBombs => "filter bombs",
             Self::MalformedFlood => "malformed flood",
+            Self::MalformedFromMany => "malformed from many",
             Self::Publisher => "8 MB/s published",
             Self::NeverReading => "never-reading",
         }
@@ -121,7 +127,8 @@ pub async fn attack_if_told() {
         Attack::BusyNeighbour => busy_neighbour(),
         Attack::Slowloris => slowloris(address),
         Attack::FilterBombs => filter_bombs(address),
-        Attack::MalformedFlood => malformed_flood(address),
+        Attack::MalformedFlood => malformed_flood(address, |_| Ipv4Addr::new(127, 0, 0, 2)),
+        Attack::MalformedFromMany => malformed_flood(address, |n| Ipv4Addr::from_bits((127 << 24) + (1 << 16) + n)),
         Attack::Publisher => publisher(address),
         Attack::NeverReading => silent_subscribers(address),
     };
@@ -178,18 +185,23 @@ fn filter_bombs(address: SocketAddr) -> JoinSet<()> {
     })
 }
 
-/// Four clients that send noise until they are cut, and come again.
-fn malformed_flood(address: SocketAddr) -> JoinSet<()> {
+/// Four clients that send noise until they are cut, and come again, each time from the address of `nth`.
+fn malformed_flood(address: SocketAddr, nth: fn(u32) -> Ipv4Addr) -> JoinSet<()> {
     let bushy = format!("[\"EVENT\",{{\"x\":[{}7]}}]", "{\"a\":1},".repeat(60_000));
-    let noise = Arc::new(frame(TEXT, true, true, bushy.as_bytes()).repeat(21));
+    let noise = Arc::new(frame(TEXT, true, true, bushy.as_bytes()));
+    let came = Arc::new(AtomicU32::new(0));
     repeat(4, || {
-        let noise = Arc::clone(&noise);
+        let (noise, came) = (Arc::clone(&noise), Arc::clone(&came));
         async move {
             loop {
-                let stream = dial(address, Ipv4Addr::LOCALHOST, None).await.unwrap();
+                let source = nth(came.fetch_add(1, Ordering::Relaxed));
+                let stream = dial(address, source, None).await.unwrap();
                 // The places of who was cut cool: one that is very fast finds none.
                 let Ok(mut raw) = Raw::upgrade(stream).await else { continue };
-                raw.bytes(&noise).await;
+                // Each write is short: the kernel takes a core from nobody in the middle of one.
+                for part in (0..21).flat_map(|_| noise.chunks(16 * 1024)) {
+                    raw.bytes(part).await;
+                }
                 // A reset, when the relay had not read all of it.
                 raw.end().await;
             }

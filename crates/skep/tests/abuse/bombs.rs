@@ -31,9 +31,9 @@ fn topic(n: usize) -> String {
     format!("topic-{n}")
 }
 
-/// A relay that holds them.
-pub async fn loaded() -> Relay {
-    let relay = Relay::start(&format!("{UNHURRIED}connections_per_ip = 1000\n"));
+/// A relay that holds them; of its limits, for `[relay.limits]`, it has these instead of the usual.
+pub async fn loaded(limits: &str) -> Relay {
+    let relay = Relay::start(limits);
     publish_all(&mut Client::connect(&relay).await, &load()).await;
     relay
 }
@@ -82,7 +82,7 @@ pub fn request(sub: &str, filters: &[Value]) -> String {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_filter_bomb_is_answered_in_full_and_once() {
     let _turn = alone().await;
-    let mut relay = loaded().await;
+    let mut relay = loaded(UNHURRIED).await;
     let before = relay.memory_kib("RssAnon");
     for (name, filters, found) in bombs() {
         let mut client = Client::connect(&relay).await;

@@ -22,6 +22,16 @@ const SAMPLES: usize = 300;
 /// Time for an abuse to take hold, in samples that are not counted.
 const WARM_UP: usize = 30;
 
+/// As a relay has them, but for the rates that the measured client itself goes beyond, and the places of one address,
+/// which let few connections attack.
+const LIMITS: &str = "[relay.limits]
+events_per_second = 0
+events_per_second_per_ip = 0
+events_per_second_per_pubkey = 0
+requests_per_second = 0
+connections_per_ip = 1000
+";
+
 /// What an attacker's process is started with: it takes the first turn in the test below.
 const THIS_TEST: &str = "latency::a_well_behaved_client_is_answered_rightly_during_every_abuse";
 
@@ -52,7 +62,7 @@ async fn a_well_behaved_client_is_answered_rightly_during_every_abuse() {
     attack_if_told().await;
     let _turn = alone().await;
     let samples = std::env::var("SKEP_SAMPLES").map_or(SAMPLES, |text| text.parse().expect("SKEP_SAMPLES is a number"));
-    let relay = loaded().await;
+    let relay = loaded(LIMITS).await;
     let mut client = Client::connect(&relay).await;
     let mut lines = vec![format!(
         "{:<20} {:>10} {:>10} {:>7} {:>10} {:>10} {:>7}",
