@@ -51,10 +51,10 @@ fn neg_err(text: &str) -> Value {
     json!(["NEG-ERR", "s", text])
 }
 
-/// No JSON, or no message: there is nobody to answer but the connection.
+/// No JSON, or no message, as far as it can be read: there is nobody to answer but the connection.
 fn unreadable() -> Vec<Case> {
     let mut cases: Vec<Case> =
-        ["", " ", "{", "[", "nul", "\u{0}", "[\"REQ\",\"s\",{}", "[\"REQ\",\"s\u{0}\",{}]", "\u{feff}[]"]
+        ["", " ", "{", "[", "nul", "\u{0}", "[\"REQ\",\"s", "[\"REQ\",\"s\u{0}\",{}]", "\u{feff}[]"]
             .map(|sent| case(sent, notice("invalid: ")))
             .into();
     cases.extend(
@@ -82,7 +82,6 @@ fn unreadable() -> Vec<Case> {
         bushy.clone(),
         wide,
         format!("[\"EVENT\",{bushy}]"),
-        format!("[\"REQ\",\"s\",{{\"x\":{deep}"),
     ];
     cases.extend(nested.map(|sent| case(sent, notice("invalid: "))));
     // Half a surrogate pair is no character: the JSON form of bad UTF-8.
@@ -124,6 +123,12 @@ fn wrong_types() -> Vec<Case> {
         "{\"limit\":-1}",
     ];
     cases.extend(filters.map(|filter| case(format!("[\"REQ\",\"s\",{filter}]"), closed("invalid: "))));
+    // No JSON, but whom it was for was read before its fault.
+    let deep = "[".repeat(400_000);
+    cases.extend(
+        ["", ",", ",{", ",{}", ",{}]]", &format!(",{{\"x\":{deep}")]
+            .map(|rest| case(format!("[\"REQ\",\"s\"{rest}"), closed("invalid: "))),
+    );
     let upper = format!("{{\"ids\":[\"{}\"]}}", "AB".repeat(32));
     cases.push(case(format!("[\"REQ\",\"s\",{upper}]"), closed("invalid: ")));
     cases
