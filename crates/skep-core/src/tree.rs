@@ -20,6 +20,8 @@ const DOMAIN: &str = "skep tree";
 pub struct TreeName(String);
 
 impl TreeName {
+    pub const CHARS: usize = 2 * NAME_BYTES;
+
     pub fn of(repo: &str, root: &str, conversation: &str) -> Self {
         let mut digest = Sha256::new();
         for part in [DOMAIN, repo, root, conversation] {
@@ -32,7 +34,7 @@ impl TreeName {
 
     /// A name that was found, if it is one.
     pub fn parse(text: &str) -> Option<Self> {
-        let is_hex = text.len() == 2 * NAME_BYTES && text.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'));
+        let is_hex = text.len() == Self::CHARS && text.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'));
         is_hex.then(|| Self(text.to_owned()))
     }
 

@@ -54,7 +54,8 @@ fn look_now(path: &Path, common: &Path) -> io::Result<Found> {
     Ok(if is_making(&gitdir) { Found::HalfMade } else { Found::Whole(gitdir) })
 }
 
-fn is_making(gitdir: &Path) -> bool {
+/// Whether git has not yet made all of a tree.
+pub fn is_making(gitdir: &Path) -> bool {
     text(&gitdir.join("locked")).is_some_and(|locked| locked.trim() == MAKING)
 }
 

@@ -11,11 +11,12 @@ mod git;
 mod look;
 pub mod survey;
 
+use std::collections::HashMap;
 use std::fs::{File, Metadata};
 use std::io::{self, ErrorKind};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::{Duration, SystemTime};
 
 use rustix::fs::{FlockOperation, flock};
@@ -26,7 +27,7 @@ use skep_proto::name::AgentName;
 
 use crate::child::Environment;
 use git::{Git, in_time, within};
-use look::{Found, head, look, open_directory};
+use look::{Found, head, is_making, look, open_directory};
 
 /// Locks of git that a process leaves behind that was killed.
 const LOCKS: [&str; 2] = ["index.lock", "HEAD.lock"];
@@ -87,7 +88,11 @@ struct Inner {
     agent: AgentName,
     root: PathBuf,
     since: SystemTime,
+    /// Who makes or removes a tree: one at a time.
+    turns: Mutex<HashMap<TreeName, Weak<Turn>>>,
 }
+
+type Turn = tokio::sync::Mutex<()>;
 
 /// A tree to work in. Held, it is not removed.
 #[derive(Debug)]
@@ -116,7 +121,7 @@ impl Trees {
         root: PathBuf,
         since: SystemTime,
     ) -> Self {
-        Self(Arc::new(Inner { git: Git::new(git, host), repo, base, agent, root, since }))
+        Self(Arc::new(Inner { git: Git::new(git, host), repo, base, agent, root, since, turns: Mutex::default() }))
     }
 
     pub fn conversation(&self, name: &str) -> Conversation {
@@ -174,12 +179,28 @@ impl Trees {
         self.0.base.as_deref().unwrap_or("HEAD")
     }
 
-    /// The tree of a conversation: taken up as it was left, or made.
+    /// The tree of a conversation: taken up as it was left, or made. Also when whoever asked does not wait for it: git
+    /// that is killed in the middle leaves locks in the repository, which others use.
     pub async fn prepare(&self, conversation: &str) -> Result<Place, TreeError> {
-        in_time(self.make(&self.name_of(conversation))).await
+        let (trees, name) = (self.clone(), self.name_of(conversation));
+        to_its_end(async move { trees.make(&name).await }).await
+    }
+
+    /// Held by who makes or removes the tree.
+    fn turn(&self, name: &TreeName) -> Arc<Turn> {
+        let mut turns = self.0.turns.lock().unwrap_or_else(PoisonError::into_inner);
+        turns.retain(|_, turn| turn.strong_count() > 0);
+        if let Some(turn) = turns.get(name).and_then(Weak::upgrade) {
+            return turn;
+        }
+        let turn = Arc::<Turn>::default();
+        turns.insert(name.clone(), Arc::downgrade(&turn));
+        turn
     }
 
     async fn make(&self, name: &TreeName) -> Result<Place, TreeError> {
+        let turn = self.turn(name);
+        let _turn = turn.lock().await;
         let root = &self.0.root;
         let made = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(root);
         made.map_err(TreeError::files("create", root))?;
@@ -196,14 +217,14 @@ impl Trees {
                         if found == Found::HalfMade {
                             remove_all(self.set_aside(name).await?).await?;
                         }
-                        self.add(name, &path).await?;
+                        self.add(name, &path, &common).await?;
                     }
                 }
             }
             // From here on nobody removes it; somebody may have done so just before.
             let Some(held) = hold(&path).await? else { continue };
             let Found::Whole(gitdir) = look(&path, &common).await? else { continue };
-            self.unlock(&gitdir);
+            LOCKS.iter().for_each(|lock| self.unlock(&gitdir.join(lock)));
             let branch = head(gitdir).await;
             return Ok(Place { path, branch, _use: held });
         }
@@ -231,17 +252,20 @@ impl Trees {
         }
     }
 
-    async fn add(&self, name: &TreeName, path: &Path) -> Result<(), TreeError> {
+    async fn add(&self, name: &TreeName, path: &Path, common: &Path) -> Result<(), TreeError> {
         let Inner { git, repo, agent, .. } = &*self.0;
         if self.count()? >= TREES_MAX {
             return Err(TreeError::TooMany(self.0.root.clone()));
         }
+        self.clear_begun(common)?;
         let commit = self.begin().await?;
         let path = path.to_str().ok_or_else(|| TreeError::NotText(path.to_owned()))?;
         // Git may know a tree here that is gone. Twice: also while it was being made.
         git.ask(repo, &["worktree", "remove", "--force", "--force", "--", path]).await?;
         let branch = name.branch(agent);
         let reference = format!("refs/heads/{branch}");
+        // Nobody else writes this branch where it is checked out nowhere.
+        self.unlock(&common.join(format!("{reference}.lock")));
         // A branch that is there has what was committed in a tree that was lost.
         let is_there = git.ask(repo, &["show-ref", "--verify", "--quiet", &reference]).await?.is_well();
         let args: &[&str] = match is_there {
@@ -251,15 +275,34 @@ impl Trees {
         git.tell(repo, args).await.map(drop)
     }
 
-    /// Takes away the locks that were there before this process: whoever held them was killed. Somebody who keeps an
-    /// editor open in a `git commit` here since then is told that by git, and loses nothing.
-    fn unlock(&self, gitdir: &Path) {
-        for lock in LOCKS.map(|lock| gitdir.join(lock)) {
-            let made = std::fs::symlink_metadata(&lock).and_then(|meta| meta.modified());
-            if made.is_ok_and(|made| made < self.0.since) {
-                // Then git says so, to whoever works here.
-                let _ = std::fs::remove_file(&lock);
+    /// Takes away what git had begun to keep of a tree when it was killed, before it had written where the rest of the
+    /// repository is: it finds no worktree any more, of anybody, while that is there.
+    fn clear_begun(&self, common: &Path) -> Result<(), TreeError> {
+        let kept = common.join("worktrees");
+        for entry in std::fs::read_dir(&kept).into_iter().flatten().flatten() {
+            // With a digit at the end, where the name itself was taken.
+            let name = entry.file_name();
+            let is_ours = name.to_str().and_then(|name| TreeName::parse(name.get(..TreeName::CHARS)?)).is_some();
+            let meta = entry.path().join("commondir").symlink_metadata();
+            let is_empty = meta.is_ok_and(|meta| meta.len() == 0 && self.is_of_before(&meta));
+            if is_ours && is_empty && is_making(&entry.path()) {
+                std::fs::remove_dir_all(entry.path()).map_err(TreeError::files("remove", &entry.path()))?;
             }
+        }
+        Ok(())
+    }
+
+    /// Written before this process was there.
+    fn is_of_before(&self, meta: &Metadata) -> bool {
+        meta.modified().is_ok_and(|made| made < self.0.since)
+    }
+
+    /// Takes away a lock that was there before this process: whoever held it was killed. Somebody who keeps an editor
+    /// open in a `git commit` here since then is told that by git, and loses nothing.
+    fn unlock(&self, lock: &Path) {
+        if lock.symlink_metadata().is_ok_and(|meta| self.is_of_before(&meta)) {
+            // Then git says so, to whoever works here.
+            let _ = std::fs::remove_file(lock);
         }
     }
 }
@@ -269,6 +312,14 @@ impl Conversation {
     pub async fn prepare(&self) -> Result<Place, TreeError> {
         self.trees.prepare(&self.name).await
     }
+}
+
+/// Work that changes a repository, which goes on when nobody waits for it any more; within the time that git has.
+async fn to_its_end<T: Send + 'static>(
+    work: impl Future<Output = Result<T, TreeError>> + Send + 'static,
+) -> Result<T, TreeError> {
+    let ended = tokio::spawn(in_time(work)).await;
+    ended.unwrap_or_else(|ended| Err(TreeError::Failed { verb: "ended".into(), said: ended.to_string() }))
 }
 
 /// Holds a tree beside others who do; waits for whoever looks whether it may go. `None`: it is gone.

@@ -13,7 +13,7 @@ use skep_proto::{Timestamp, limits};
 
 use super::git::{Answer, Git, in_time};
 use super::look::{Found, look};
-use super::{TreeError, Trees, lock, remove_all, try_lock};
+use super::{TreeError, Trees, lock, remove_all, to_its_end, try_lock};
 
 /// Bytes of a block, in which the system counts what a file takes.
 const BLOCK_BYTES: u64 = 512;
@@ -201,11 +201,14 @@ impl Trees {
 
     /// Removes a tree with which nothing is lost, looked at again while nobody can take it up. `Err`: why it stays.
     pub async fn remove(&self, name: &TreeName) -> Result<(), Kept> {
-        let unknown = |error: TreeError| Kept::Unknown(error.to_string());
-        in_time(async { Ok(self.remove_now(name).await) }).await.map_err(unknown)?
+        let (trees, name) = (self.clone(), name.clone());
+        let removed = to_its_end(async move { Ok(trees.remove_now(&name).await) }).await;
+        removed.map_err(|error| Kept::Unknown(error.to_string()))?
     }
 
     async fn remove_now(&self, name: &TreeName) -> Result<(), Kept> {
+        let turn = self.turn(name);
+        let _turn = turn.lock().await;
         let path = self.root().join(name.as_str());
         let unknown = |error: TreeError| Kept::Unknown(error.to_string());
         let locked = try_lock(&path, FlockOperation::NonBlockingLockExclusive);

@@ -40,6 +40,11 @@ impl Place {
         self.trees_of(home, &self.repo, None)
     }
 
+    /// Of a harness that is started later: what is there now was there before it.
+    fn trees_later(&self, home: &str) -> Trees {
+        self.trees_since(home, &self.repo, None, SystemTime::now() + Duration::from_secs(60))
+    }
+
     fn trees_of(&self, home: &str, repo: &Path, base: Option<&str>) -> Trees {
         self.trees_since(home, repo, base, SystemTime::UNIX_EPOCH)
     }
@@ -48,6 +53,23 @@ impl Place {
         let root = self.dir.path().join(home).join("trees");
         let (repo, base) = (repo.to_owned(), base.map(str::to_owned));
         Trees::new(("git".into(), &host()), (repo, base), "scout".parse().expect("a name"), root, since)
+    }
+}
+
+/// Work of a harness that is killed after so many milliseconds: nothing of it goes on, and git is killed with it.
+async fn killed_after(place: &Place, ms: u64, work: impl Future<Output = ()> + Send + 'static) {
+    let harness =
+        tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().expect("a runtime");
+    drop(tokio::time::timeout(Duration::from_millis(ms), harness.spawn(work)).await);
+    let end = move || harness.shutdown_timeout(Duration::from_secs(60));
+    tokio::task::spawn_blocking(end).await.expect("it ends");
+    // A killed process is not gone at once.
+    let at_work = || {
+        let pids = std::fs::read_dir("/proc").expect("readable").flatten().map(|entry| entry.path());
+        pids.filter_map(|pid| pid.join("cwd").read_link().ok()).any(|cwd| cwd.starts_with(place.dir.path()))
+    };
+    while at_work() {
+        tokio::time::sleep(Duration::from_millis(5)).await;
     }
 }
 
@@ -206,17 +228,17 @@ async fn a_tree_that_was_half_made_is_made_anew_at_whatever_point_git_was_killed
         std::fs::write(place.repo.join(format!("{n}.txt")), n.to_string()).expect("written");
     }
     commit(&place.repo, "many");
-    let trees = place.trees("home");
     for ms in (0..40).step_by(4) {
         let conversation = format!("c{ms}");
-        // Dropped in the middle: git is killed, as with us.
-        let cut = tokio::time::timeout(Duration::from_millis(ms), trees.prepare(&conversation)).await;
-        drop(cut);
-        let tree = trees.prepare(&conversation).await.unwrap_or_else(|error| panic!("after {ms} ms: {error}"));
+        let (trees, cut) = (place.trees("home"), conversation.clone());
+        killed_after(&place, ms, async move { drop(trees.prepare(&cut).await) }).await;
+        let tree = place.trees_later("home").prepare(&conversation).await;
+        let tree = tree.unwrap_or_else(|error| panic!("after {ms} ms: {error}"));
         assert!(tree.path.join("299.txt").exists(), "after {ms} ms");
         assert_eq!(git(&tree.path, &["status", "--porcelain"]), "", "after {ms} ms");
     }
     // As it is left when the machine stops in the middle of a checkout: with git's mark, its lock, and half of the files.
+    let trees = place.trees("home");
     let tree = trees.prepare("cut").await.expect("made");
     let path = tree.path.clone();
     drop(tree);
@@ -234,6 +256,53 @@ async fn a_tree_that_was_half_made_is_made_anew_at_whatever_point_git_was_killed
     assert!(tree.path.join("work.txt").exists());
 }
 
+#[tokio::test]
+async fn a_tree_is_made_to_its_end_although_whoever_asked_for_it_is_gone() {
+    let place = Place::new();
+    let trees = place.trees("home");
+    for ms in (0..40).step_by(4) {
+        let conversation = format!("c{ms}");
+        drop(tokio::time::timeout(Duration::from_millis(ms), trees.prepare(&conversation)).await);
+        let tree = trees.prepare(&conversation).await.unwrap_or_else(|error| panic!("after {ms} ms: {error}"));
+        assert_eq!(git(&tree.path, &["status", "--porcelain"]), "", "after {ms} ms");
+    }
+}
+
+#[tokio::test]
+async fn what_git_had_begun_to_keep_of_a_tree_is_taken_away_when_git_finds_no_worktree_for_it() {
+    let place = Place::new();
+    // Of another conversation, and of somebody who is not ours.
+    let begun = |name: &str| {
+        let kept = place.repo.join(".git/worktrees").join(name);
+        std::fs::create_dir_all(&kept).expect("made");
+        std::fs::write(kept.join("locked"), "initializing").expect("written");
+        std::fs::write(kept.join("gitdir"), "/nowhere/.git\n").expect("written");
+        std::fs::write(kept.join("commondir"), "").expect("written");
+        kept
+    };
+    let ours = begun(&format!("{}1", place.trees("home").name_of("d")));
+    let error = place.trees("home").prepare("c").await.expect_err("it is new").to_string();
+    assert!(error.contains("commondir"), "{error}");
+    place.trees_later("home").prepare("c").await.expect("made");
+    assert!(!ours.exists());
+    let other = begun("somebody");
+    place.trees_later("home").prepare("e").await.expect_err("git is not mended for others");
+    assert!(other.exists());
+}
+
+#[tokio::test]
+async fn the_lock_of_a_branch_that_a_killed_process_left_is_taken_away_and_one_of_now_is_not() {
+    let place = Place::new();
+    let name = place.trees("home").name_of("c");
+    let lock = place.repo.join(format!(".git/refs/heads/skep/scout/{name}.lock"));
+    std::fs::create_dir_all(lock.parent().expect("a directory")).expect("made");
+    std::fs::write(&lock, "").expect("written");
+    let error = place.trees("home").prepare("c").await.expect_err("somebody writes it").to_string();
+    assert!(error.contains(".lock': File exists"), "{error}");
+    place.trees_later("home").prepare("c").await.expect("made");
+    assert!(!lock.exists());
+}
+
 fn commit_in(path: &Path, file: &str) {
     std::fs::write(path.join(file), "work").expect("written");
     commit(path, file);
@@ -247,8 +316,7 @@ async fn a_lock_that_a_killed_process_left_is_taken_away_and_one_of_now_is_not()
     std::fs::write(&lock, "").expect("written");
     drop(place.trees("home").prepare("c").await.expect("taken up"));
     assert!(lock.exists(), "somebody commits");
-    let later = SystemTime::now() + Duration::from_secs(60);
-    drop(place.trees_since("home", &place.repo, None, later).prepare("c").await.expect("taken up"));
+    drop(place.trees_later("home").prepare("c").await.expect("taken up"));
     assert!(!lock.exists());
     commit_in(&path, "work.txt");
 }

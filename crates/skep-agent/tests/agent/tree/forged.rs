@@ -1,7 +1,7 @@
 //! What an agent that can only write files puts into its tree, and what it gets by that: nothing.
 
 use std::path::{Path, PathBuf};
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use rustix::fs::{CWD, FileType, Mode, mknodat};
 use skep_agent::tree::{TreeError, Trees};
@@ -31,8 +31,7 @@ async fn is_none(trees: &Trees, path: &Path) {
 #[tokio::test]
 async fn a_git_file_that_was_forged_runs_no_command_and_has_no_lock_removed() {
     let place = Place::new();
-    let later = SystemTime::now() + Duration::from_secs(60);
-    let trees = place.trees_since("home", &place.repo, None, later);
+    let trees = place.trees_later("home");
     let path = left(&trees).await;
     let ran = place.dir.path().join("ran");
     let evil = format!("touch '{}'", ran.display());

@@ -6,7 +6,7 @@ use skep_agent::tree::TreeError;
 use skep_core::tree::{Bar, Kept};
 use skep_proto::limits::TREES_MAX;
 
-use super::{Place, branch, command, commit_in, git, one};
+use super::{Place, branch, command, commit_in, git, killed_after, one};
 
 #[tokio::test]
 async fn a_tree_in_the_middle_of_a_rebase_stays_with_the_stash_of_it() {
@@ -47,8 +47,10 @@ async fn whoever_is_killed_while_he_removes_a_tree_leaves_nothing_in_the_way_of_
     let name = trees.name_of("c");
     for ms in (0..60).step_by(6) {
         drop(trees.prepare("c").await.unwrap_or_else(|error| panic!("before {ms} ms: {error}")));
-        drop(tokio::time::timeout(Duration::from_millis(ms), trees.remove(&name)).await);
-        let tree = trees.prepare("c").await.unwrap_or_else(|error| panic!("after {ms} ms: {error}"));
+        let (harness, cut) = (place.trees("home"), name.clone());
+        killed_after(&place, ms, async move { drop(harness.remove(&cut).await) }).await;
+        let tree = place.trees_later("home").prepare("c").await;
+        let tree = tree.unwrap_or_else(|error| panic!("after {ms} ms: {error}"));
         assert_eq!(git(&tree.path, &["status", "--porcelain"]), "", "after {ms} ms");
     }
     // As the machine leaves it that stops in the middle of that: half of it, out of the way.
