@@ -143,6 +143,7 @@ impl<'de> Visitor<'de> for AimOfEvent<'_> {
         Ok(())
     }
 }
+
 /// What the visitor makes: `None` for a message type that we do not know.
 struct Known(Option<ClientMsg>);
 
