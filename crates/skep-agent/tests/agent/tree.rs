@@ -263,6 +263,14 @@ async fn a_tree_is_made_to_its_end_although_whoever_asked_for_it_is_gone() {
     for ms in (0..40).step_by(4) {
         let conversation = format!("c{ms}");
         drop(tokio::time::timeout(Duration::from_millis(ms), trees.prepare(&conversation)).await);
+        // Nobody asks for it meanwhile.
+        let file = trees.root().join(trees.name_of(&conversation).as_str()).join("file.txt");
+        let made = async {
+            while !file.exists() {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(60), made).await.unwrap_or_else(|_| panic!("not after {ms} ms"));
         let tree = trees.prepare(&conversation).await.unwrap_or_else(|error| panic!("after {ms} ms: {error}"));
         assert_eq!(git(&tree.path, &["status", "--porcelain"]), "", "after {ms} ms");
     }
