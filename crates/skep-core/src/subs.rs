@@ -3,6 +3,7 @@
 //! Each filter stands under the values of its most telling condition: ids, else authors, else one tag, else kinds.
 
 use std::collections::hash_map::Entry;
+use std::hash::Hash;
 use std::sync::Arc;
 
 use ahash::AHashMap;
@@ -24,6 +25,19 @@ enum Keys {
     One(SubKey),
     Many(Box<KeySet>),
 }
+
+/// The subscriptions under each value of one sort of condition. In parts, because a hash table is built anew now and
+/// then, as a whole: 40,000 values that come and go in one table are a millisecond in which nobody is delivered to.
+#[derive(Debug)]
+struct Index<K> {
+    parts: Box<[AHashMap<K, Keys>]>,
+    hasher: ahash::RandomState,
+    /// In all parts.
+    values: usize,
+}
+
+/// Parts of an index: at a million values, 4,096 in each.
+const INDEX_PARTS: usize = 256;
 
 /// One live subscription.
 #[derive(Debug)]
@@ -57,10 +71,10 @@ pub struct Subs<O> {
     conns: AHashMap<ConnId, Conn<O>>,
     subs: Vec<Option<LiveSub>>,
     free: Vec<SubKey>,
-    by_id: AHashMap<EventId, Keys>,
-    by_author: AHashMap<PubKey, Keys>,
-    by_tag: AHashMap<(u8, Box<[u8]>), Keys>,
-    by_kind: AHashMap<Kind, Keys>,
+    by_id: Index<EventId>,
+    by_author: Index<PubKey>,
+    by_tag: Index<(u8, Box<[u8]>)>,
+    by_kind: Index<Kind>,
     others: KeySet,
     /// Scratch: the event number at which a subscription was last looked at, so that two filters send once.
     seen: Vec<u64>,
@@ -89,10 +103,10 @@ impl<O> Default for Subs<O> {
             conns: AHashMap::new(),
             subs: Vec::new(),
             free: Vec::new(),
-            by_id: AHashMap::new(),
-            by_author: AHashMap::new(),
-            by_tag: AHashMap::new(),
-            by_kind: AHashMap::new(),
+            by_id: Index::default(),
+            by_author: Index::default(),
+            by_tag: Index::default(),
+            by_kind: Index::default(),
             others: KeySet::default(),
             seen: Vec::new(),
             round: 0,
@@ -174,22 +188,22 @@ impl<O> Subs<O> {
         match place(filter) {
             Place::Ids(ids) => {
                 let ids = some(ids, from, values)?;
-                change(&mut self.by_id, ids.iter().copied(), key, is_removal);
+                self.by_id.change(ids.iter().copied(), key, is_removal);
                 Some(ids.len())
             }
             Place::Authors(authors) => {
                 let authors = some(authors, from, values)?;
-                change(&mut self.by_author, authors.iter().copied(), key, is_removal);
+                self.by_author.change(authors.iter().copied(), key, is_removal);
                 Some(authors.len())
             }
             Place::Tag(letter, all) => {
                 let all = some(all, from, values)?;
-                change(&mut self.by_tag, all.iter().map(|value| (letter, value.as_bytes().into())), key, is_removal);
+                self.by_tag.change(all.iter().map(|value| (letter, value.as_bytes().into())), key, is_removal);
                 Some(all.len())
             }
             Place::Kinds(kinds) => {
                 let kinds = some(kinds, from, values)?;
-                change(&mut self.by_kind, kinds.iter().copied(), key, is_removal);
+                self.by_kind.change(kinds.iter().copied(), key, is_removal);
                 Some(kinds.len())
             }
             Place::Others => {
@@ -243,15 +257,60 @@ impl<O> Subs<O> {
                 }
             }
         };
-        offer(&mut iter(self.by_id.get(&event.id())));
-        offer(&mut iter(self.by_author.get(&event.pubkey())));
+        offer(&mut self.by_id.under(&event.id()));
+        offer(&mut self.by_author.under(&event.pubkey()));
         if !self.by_tag.is_empty() {
             for (letter, value) in event.tags() {
-                offer(&mut iter(self.by_tag.get(&(letter, value.into()))));
+                offer(&mut self.by_tag.under(&(letter, value.into())));
             }
         }
-        offer(&mut iter(self.by_kind.get(&event.kind())));
+        offer(&mut self.by_kind.under(&event.kind()));
         offer(&mut self.others.iter());
+    }
+}
+
+impl<K> Default for Index<K> {
+    fn default() -> Self {
+        Self {
+            parts: (0..INDEX_PARTS).map(|_| AHashMap::new()).collect(),
+            hasher: ahash::RandomState::default(),
+            values: 0,
+        }
+    }
+}
+
+impl<K: Hash + Eq> Index<K> {
+    fn part(&self, value: &K) -> usize {
+        self.hasher.hash_one(value) as usize % INDEX_PARTS
+    }
+
+    fn is_empty(&self) -> bool {
+        self.values == 0
+    }
+
+    fn under(&self, value: &K) -> impl Iterator<Item = &SubKey> {
+        iter(self.parts[self.part(value)].get(value))
+    }
+
+    /// Puts a subscription under values, or takes it away from them.
+    fn change(&mut self, values: impl Iterator<Item = K>, key: SubKey, is_removal: bool) {
+        for value in values {
+            let part = self.part(&value);
+            match self.parts[part].entry(value) {
+                Entry::Vacant(place) if !is_removal => {
+                    place.insert(Keys::One(key));
+                    self.values += 1;
+                }
+                Entry::Vacant(_) => {}
+                Entry::Occupied(mut keys) if !is_removal => keys.get_mut().add(key),
+                Entry::Occupied(mut keys) => {
+                    if keys.get_mut().remove(key) {
+                        keys.remove();
+                        self.values -= 1;
+                    }
+                }
+            }
+        }
     }
 }
 
@@ -296,24 +355,4 @@ fn place(filter: &Filter) -> Place<'_> {
         return Place::Tag(*letter, values);
     }
     filter.kinds.as_deref().map_or(Place::Others, Place::Kinds)
-}
-
-fn change<K: std::hash::Hash + Eq>(
-    index: &mut AHashMap<K, Keys>,
-    values: impl Iterator<Item = K>,
-    key: SubKey,
-    is_removal: bool,
-) {
-    for value in values {
-        match index.entry(value) {
-            Entry::Vacant(place) if !is_removal => drop(place.insert(Keys::One(key))),
-            Entry::Vacant(_) => {}
-            Entry::Occupied(mut keys) if !is_removal => keys.get_mut().add(key),
-            Entry::Occupied(mut keys) => {
-                if keys.get_mut().remove(key) {
-                    keys.remove();
-                }
-            }
-        }
-    }
 }

@@ -330,8 +330,9 @@ pub const LIGHT_SLICES_MAX: u32 = 8;
 /// subscribe wait meanwhile. 256 x about 100 ns is 25 µs.
 pub const INDEX_VALUES_MAX: usize = 256;
 
-/// Read transactions of a slice on the slow lane: 256 records / 4 is about 64 µs for which the writer may have to wait.
-pub const SLOW_SLICES: usize = 4;
+/// Parts of a piece of work on the slow lane. Of a slice of a query, 256 records / 4 is about 64 µs for which the writer
+/// may have to wait.
+pub const SLOW_PARTS: usize = 4;
 
 /// A message larger than this is read on the slow lane. 32 KiB of filters take about 200 µs, ten times the way there.
 pub const LIGHT_MESSAGE_BYTES_MAX: usize = 32 * KIB;

@@ -144,10 +144,24 @@ where
     }
 }
 
-/// Puts a subscription into the index, or takes it out, in parts.
-async fn index(shared: &Shared, mut work: Indexing) {
-    while !shared.live().subs.index(&mut work, limits::INDEX_VALUES_MAX) {
-        tokio::task::yield_now().await;
+/// Puts a subscription into the index, or takes it out, in parts; all but the first on the slow lane.
+async fn index(shared: &Arc<Shared>, mut work: Indexing) {
+    let mut is_done = shared.live().subs.index(&mut work, limits::INDEX_VALUES_MAX);
+    while !is_done {
+        let there = Arc::clone(shared);
+        let some = move || {
+            for _ in 0..limits::SLOW_PARTS {
+                if there.live().subs.index(&mut work, limits::INDEX_VALUES_MAX) {
+                    return (work, true);
+                }
+                // As between two slices of a query.
+                std::thread::yield_now();
+            }
+            (work, false)
+        };
+        // Nothing comes back when the relay stops, and the index with it.
+        let Some(back) = shared.lane.run(some).await else { return };
+        (work, is_done) = back;
     }
 }
 

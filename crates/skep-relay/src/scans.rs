@@ -140,8 +140,8 @@ impl Running {
         readers: &Readers,
         out: &mut Vec<Utf8Bytes>,
     ) -> Result<Progress, StoreError> {
-        let records = limits::SLICE_RECORDS_MAX / limits::SLOW_SLICES;
-        for _ in 1..limits::SLOW_SLICES {
+        let records = limits::SLICE_RECORDS_MAX / limits::SLOW_PARTS;
+        for _ in 1..limits::SLOW_PARTS {
             let progress = self.slice(shared, readers, records, out)?;
             // A kernel may let a thread run for milliseconds before another that has woken on its core; whoever waits
             // there for what is quick has it now.

@@ -35,7 +35,7 @@ static LOADED: LazyLock<Loaded> = LazyLock::new(|| {
     let note = |n: u64| {
         let other = keys[((n / 7) % AUTHORS) as usize].x_only_public_key().0.to_string();
         let draft = Draft::new(Kind(if n.is_multiple_of(4) { 7 } else { 1 }), 1_700_000_000 + n, "x".repeat(300));
-        draft.tag(["p", &other]).sign(&keys[(n % AUTHORS) as usize], &[0; 32]).into_record()
+        draft.tag(["p", &other]).tag(["t", "all"]).sign(&keys[(n % AUTHORS) as usize], &[0; 32]).into_record()
     };
     let records: Vec<_> = (0..EVENTS).map(note).collect();
     for chunk in records.chunks(1_000) {
@@ -96,6 +96,20 @@ fn kind_limit_100(bencher: Bencher<'_, '_>) {
 #[divan::bench]
 fn p_tag_limit_100(bencher: Bencher<'_, '_>) {
     let tags = vec![(b'p', vec![LOADED.author.to_hex()])];
+    bench(bencher, Filter { tags, limit: Some(100), ..Filter::new() }, 100);
+}
+
+/// Two conditions of one value; every note has the tag.
+#[divan::bench]
+fn author_and_common_tag(bencher: Bencher<'_, '_>) {
+    let tags = vec![(b't', vec!["all".into()])];
+    bench(bencher, Filter { authors: Some(vec![LOADED.author]), tags, ..Filter::new() }, EVENTS / AUTHORS);
+}
+
+/// The same, where nearly every row that is walked is one that is wanted.
+#[divan::bench]
+fn p_tag_and_common_tag_limit_100(bencher: Bencher<'_, '_>) {
+    let tags = vec![(b'p', vec![LOADED.author.to_hex()]), (b't', vec!["all".into()])];
     bench(bencher, Filter { tags, limit: Some(100), ..Filter::new() }, 100);
 }
 

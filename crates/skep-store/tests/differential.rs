@@ -220,6 +220,64 @@ fn lmdb_and_the_oracle_give_the_same_answers() {
     assert!(rows.get() > 0, "no count was made by rows: the comparison above says nothing");
 }
 
+/// Enough of each condition that its rows are read in several parts, and so few of both that most are skipped.
+#[test]
+fn conditions_that_meet_rarely_often_and_never_give_the_same_answers() {
+    let dir = tempfile::tempdir_in(scratch()).unwrap();
+    let lmdb = LmdbStore::open(&Options { is_durable: false, ..Options::new(dir.path().join("s")) }).unwrap();
+    let mem = MemStore::default();
+    let event = |n: u64| {
+        // Runs of 100 by one author; one in 97 has the rare tag; the last third has the late one.
+        let author = (n / 100 % 2) as u8 + u8::from(n.is_multiple_of(211));
+        let tag = |draft: Draft, is: bool, value| if is { draft.tag(["t", value]) } else { draft };
+        let draft = Draft::new(Kind([1, 7][usize::from(n.is_multiple_of(3))]), 1_000 + n / 5, WORDS[n as usize % 4]);
+        let draft = tag(tag(draft.tag(["t", "all"]), n.is_multiple_of(97), "rare"), n > 1_000, "late");
+        draft.tag(["p", &pubkey((n % 3) as u8).to_hex()]).sign(&keys(author), &[0; 32]).into_record()
+    };
+    let records: Vec<Record> = (0..1_500).map(event).collect();
+    let op = |record: &Record| Op::Put { record: record.clone(), words: words_of(record), guard: None };
+    for (i, part) in records.chunks(500).enumerate() {
+        lmdb.apply(part.iter().map(op).collect()).unwrap();
+        mem.apply(part.iter().map(op).collect()).unwrap();
+        if i == 1 {
+            lmdb.len().unwrap();
+        }
+    }
+    let author_sets = [None, Some(vec![0]), Some(vec![2]), Some(vec![3]), Some(vec![0, 1, 2])];
+    let tags: [&[&str]; 6] = [&["all"], &["rare"], &["late"], &["none"], &["rare", "late"], &["all", "none"]];
+    let mut found = 0;
+    for authors in &author_sets {
+        for (t, p) in tags.iter().flat_map(|t| [None, Some(0), Some(2)].map(|p| (t, p))) {
+            for (kinds, limit, until, search) in [
+                (None, None, None, None),
+                (Some(vec![Kind(1)]), Some(20), None, None),
+                (Some(vec![Kind(1), Kind(7)]), None, Some(1_250), None),
+                (None, Some(3), None, Some("hive")),
+            ] {
+                let mut conditions = vec![(b't', t.iter().map(|value| (*value).to_owned()).collect())];
+                conditions.extend(p.map(|n| (b'p', vec![pubkey(n).to_hex()])));
+                let filter = Filter {
+                    authors: authors.as_ref().map(|all| all.iter().map(|n| pubkey(*n)).collect()),
+                    kinds,
+                    tags: conditions,
+                    limit,
+                    until,
+                    since: until.map(|until| until - 200),
+                    search: search.map(str::to_owned),
+                    ..Filter::new()
+                };
+                let filters = [filter.normalized()];
+                let (real, oracle) = (query(&lmdb, &filters), query(&mem, &filters));
+                assert_eq!(ids(&real), ids(&oracle), "{filters:?}");
+                let (by_rows, by_events) = (Tally::of(&lmdb, &filters), Tally::of(&mem, &filters));
+                assert_eq!(by_rows.served, by_events.served, "in short steps, {filters:?}");
+                found += real.len();
+            }
+        }
+    }
+    assert!(found > 5_000, "{found} found: the comparison says little");
+}
+
 /// Counts with rows taken for kinds that "everyone may read"; of the others, one author is hidden.
 #[derive(Default)]
 struct Tally {

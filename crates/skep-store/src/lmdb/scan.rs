@@ -2,6 +2,9 @@
 //!
 //! A filter becomes one branch for each value of its best index; all branches of all filters meet in one heap, so the
 //! answer comes in serve order without a sort, an event that matches twice comes once, and `limit` stops the walk.
+//!
+//! Where a filter has other conditions of one value, the walk goes through their rows too, and each skips to where the
+//! other is: an author's ten events in a channel of a million cost ten looks, whichever of the two is walked.
 
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, VecDeque};
@@ -23,8 +26,8 @@ const AUTHOR_KIND_BRANCHES_MAX: usize = 1_024;
 struct State {
     branches: Vec<Branch>,
     heap: BinaryHeap<Reverse<(Pos, usize)>>,
-    /// Branches below this have been started.
-    started: usize,
+    /// Branches whose next position is not known yet: nothing is served before it is.
+    waiting: VecDeque<usize>,
 }
 
 struct Branch {
@@ -37,17 +40,21 @@ struct Branch {
 }
 
 enum Walk {
-    /// An index from `next` on, while keys have the prefix and are not older than `oldest`.
-    Index {
-        table: Table,
-        prefix: Key,
-        next: Pos,
-        oldest: u64,
-        chunk: usize,
-    },
+    Index(Rows),
+    /// What has a row in each of these, from a position on; with what was read ahead of it.
+    Common(Pos, Vec<(Rows, VecDeque<Pos>)>),
     /// Ids to be looked up; they are found before the first answer, because their order is not known.
     Ids(Vec<EventId>),
     Done,
+}
+
+/// An index from `next` on, while keys have the prefix and are not older than `oldest`.
+struct Rows {
+    table: Table,
+    prefix: Key,
+    next: Pos,
+    oldest: u64,
+    chunk: usize,
 }
 
 pub(super) fn run(
@@ -74,23 +81,23 @@ fn step(
     budget: &mut usize,
     visitor: &mut dyn Visitor,
 ) -> Result<Progress, StoreError> {
-    while state.started < state.branches.len() {
-        if *budget == 0 {
-            return Ok(Progress::More);
+    loop {
+        while let Some(&branch) = state.waiting.front() {
+            if *budget == 0 {
+                return Ok(Progress::More);
+            }
+            *budget -= 1;
+            let remaining = scan.remaining[state.branches[branch].filter];
+            if state.advance(view, branch, remaining, budget)? {
+                state.waiting.pop_front();
+            }
         }
-        *budget -= 1;
-        let remaining = scan.remaining[state.branches[state.started].filter];
-        if state.advance(view, state.started, remaining, budget)? {
-            state.started += 1;
-        }
-    }
-    while let Some(Reverse((pos, _))) = state.heap.peek().copied() {
+        let Some(Reverse((pos, _))) = state.heap.peek().copied() else { return Ok(Progress::Done) };
         if *budget == 0 {
             return Ok(Progress::More);
         }
         serve_one(view, scan, state, pos, budget, visitor)?;
     }
-    Ok(Progress::Done)
 }
 
 /// Takes one position off every branch that has it, and serves its event at most once.
@@ -123,8 +130,8 @@ fn serve_one(
             }
         }
         let remaining = scan.remaining[filter];
-        if remaining > 0 {
-            state.advance(view, branch, remaining, budget)?;
+        if remaining > 0 && !state.advance(view, branch, remaining, budget)? {
+            state.waiting.push_back(branch);
         }
     }
     Ok(())
@@ -163,7 +170,7 @@ impl Found<'_, '_> {
 }
 
 impl State {
-    /// Puts a branch's next position on the heap. `false`: it needs another step first (a long id list).
+    /// Puts a branch's next position on the heap. `false`: it needs another step first (a long id list, or much to skip).
     fn advance(&mut self, view: &View<'_>, at: usize, remaining: u64, budget: &mut usize) -> Result<bool, StoreError> {
         let branch = &mut self.branches[at];
         // Ids are looked up to the last before the first is served: their order is not known.
@@ -198,26 +205,67 @@ impl Branch {
                 self.walk = Walk::Done;
                 Ok(true)
             }
-            Walk::Index { table, prefix, next, oldest, chunk } => {
-                let want = (*chunk).min(usize::try_from(remaining).unwrap_or(usize::MAX)).max(1);
-                *chunk = (*chunk * 2).min(CHUNK_MAX);
-                let from = prefix.with(*next);
-                let mut found = 0;
-                let ready = &mut self.ready;
-                view.walk(None, *table, from.as_bytes(), |key, _| {
-                    let pos = Pos::read(key).filter(|_| key.starts_with(prefix.as_bytes()));
-                    let Some(pos) = pos.filter(|pos| pos.created_at() >= *oldest) else { return false };
-                    ready.push_back(pos);
-                    *next = pos.after();
-                    found += 1;
-                    found < want
-                })?;
-                if found < want {
+            Walk::Index(rows) => {
+                if !rows.read(view, remaining, &mut self.ready)? {
                     self.walk = Walk::Done;
                 }
                 Ok(true)
             }
+            Walk::Common(from, all) => {
+                while *budget > 0 {
+                    *budget = budget.saturating_sub(all.len());
+                    let mut is_common = true;
+                    for (rows, ahead) in &mut *all {
+                        let Some(found) = rows.first(view, *from, ahead)? else {
+                            self.walk = Walk::Done;
+                            return Ok(true);
+                        };
+                        is_common &= found == *from;
+                        *from = found;
+                    }
+                    if is_common {
+                        self.ready.push_back(*from);
+                        *from = from.after();
+                        return Ok(true);
+                    }
+                }
+                Ok(false)
+            }
         }
+    }
+}
+
+impl Rows {
+    /// Reads the next positions, no more than are wanted. `false`: there are no more.
+    fn read(&mut self, view: &View<'_>, wanted: u64, into: &mut VecDeque<Pos>) -> Result<bool, StoreError> {
+        let want = self.chunk.min(usize::try_from(wanted).unwrap_or(usize::MAX)).max(1);
+        self.chunk = (self.chunk * 2).min(CHUNK_MAX);
+        let mut found = 0;
+        view.walk(None, self.table, self.prefix.with(self.next).as_bytes(), |key, _| {
+            let pos = Pos::read(key).filter(|_| key.starts_with(self.prefix.as_bytes()));
+            let Some(pos) = pos.filter(|pos| pos.created_at() >= self.oldest) else { return false };
+            into.push_back(pos);
+            self.next = pos.after();
+            found += 1;
+            found < want
+        })?;
+        Ok(found == want)
+    }
+
+    /// The first position from `from` on. What was read ahead and comes before it is left out; what lies in between and
+    /// was not read is skipped.
+    fn first(&mut self, view: &View<'_>, from: Pos, ahead: &mut VecDeque<Pos>) -> Result<Option<Pos>, StoreError> {
+        while ahead.front().is_some_and(|pos| *pos < from) {
+            ahead.pop_front();
+        }
+        if ahead.is_empty() {
+            if self.next < from {
+                self.next = from;
+                self.chunk = CHUNK_MIN;
+            }
+            self.read(view, u64::MAX, ahead)?;
+        }
+        Ok(ahead.front().copied())
     }
 }
 
@@ -228,7 +276,8 @@ fn plan(scan: &Scan) -> State {
             plan_filter(filter, i, &mut branches);
         }
     }
-    State { heap: BinaryHeap::with_capacity(branches.len()), branches, started: 0 }
+    let waiting = (0..branches.len()).collect();
+    State { heap: BinaryHeap::with_capacity(branches.len()), branches, waiting }
 }
 
 /// Chooses the index: ids, else a word, else the tag with the fewest values, else authors (with kinds), else kinds.
@@ -238,22 +287,37 @@ fn plan_filter(filter: &Filter, number: usize, branches: &mut Vec<Branch>) {
     let chunk = if is_single { CHUNK_MAX } else { CHUNK_MIN };
     let is_exact = filter.ids.is_none() && filter.tags.is_empty() && filter.search.is_none();
     let mut walk = |walk| branches.push(Branch { filter: number, walk, ready: VecDeque::new(), is_exact });
-    let index = |table, prefix| Walk::Index {
-        table,
-        prefix,
-        next: Pos::at(filter.until.unwrap_or(u64::MAX)),
-        oldest: filter.since.unwrap_or(0),
-        chunk,
+    let newest = Pos::at(filter.until.unwrap_or(u64::MAX));
+    let rows = |(table, prefix)| Rows { table, prefix, next: newest, oldest: filter.since.unwrap_or(0), chunk };
+    let index = |table, prefix| Walk::Index(rows((table, prefix)));
+    let tag = |letter, value: &str| (Table::Tags, keys::tag(letter, value.as_bytes()));
+    // The other conditions of one value, where a tag or a word is walked.
+    let single_author = match (filter.authors.as_deref(), filter.kinds.as_deref()) {
+        (Some([author]), Some([kind])) => Some((Table::AuthorKinds, keys::author_kind(author, *kind))),
+        (Some([author]), _) => Some((Table::Authors, keys::author(author))),
+        _ => None,
+    };
+    let single_tags = |walked: Option<u8>| {
+        let others = filter.tags.iter().filter(move |(letter, _)| Some(*letter) != walked);
+        others.filter_map(|(letter, values)| match values.as_slice() {
+            [value] => Some(tag(*letter, value)),
+            _ => None,
+        })
+    };
+    let common = |first, walked| {
+        let others = single_author.into_iter().chain(single_tags(walked));
+        let all: Vec<_> = std::iter::once(first).chain(others).map(|each| (rows(each), VecDeque::new())).collect();
+        if all.len() == 1 { Walk::Index(rows(first)) } else { Walk::Common(newest, all) }
     };
     if let Some(ids) = &filter.ids {
         return walk(Walk::Ids(ids.clone()));
     }
     let words = filter.search.as_deref().map(filter::search_words).unwrap_or_default();
     if let Some(word) = words.iter().max_by_key(|word| word.len()) {
-        return walk(index(Table::Tags, keys::word(word)));
+        return walk(common((Table::Tags, keys::word(word)), None));
     }
     if let Some((letter, values)) = filter.tags.iter().min_by_key(|(_, values)| values.len()) {
-        return values.iter().for_each(|value| walk(index(Table::Tags, keys::tag(*letter, value.as_bytes()))));
+        return values.iter().for_each(|value| walk(common(tag(*letter, value), Some(*letter))));
     }
     match (&filter.authors, &filter.kinds) {
         (Some(authors), Some(kinds)) if authors.len() * kinds.len() <= AUTHOR_KIND_BRANCHES_MAX => {

@@ -139,12 +139,12 @@ impl Client {
 
     /// From an address of this machine; with a receive buffer in bytes when the kernel's own is too kind.
     pub async fn connect_from(relay: &Relay, source: Ipv4Addr, buffer: Option<u32>) -> Self {
-        Self::connect_to(relay.address, source, buffer).await
+        Self::over(dial(relay.address, source, buffer).await.unwrap()).await
     }
 
-    /// To a relay that another process has started.
-    pub async fn connect_to(address: SocketAddr, source: Ipv4Addr, buffer: Option<u32>) -> Self {
-        let stream = dial(address, source, buffer).await.unwrap();
+    /// Over a TCP connection to a relay, which another process may have started.
+    pub async fn over(stream: TcpStream) -> Self {
+        let address = stream.peer_addr().unwrap();
         let (socket, _) = client_async(format!("ws://{address}"), stream).await.unwrap();
         let mut client = Self { socket, challenge: String::new() };
         let greeting = client.recv().await;
