@@ -312,6 +312,11 @@ pub const VERIFY_BATCH_MAX: usize = 32;
 /// Bytes of live messages waiting for one connection; past that it is behind and catches up from the store.
 pub const OUTBOX_BYTES_MAX: usize = 1024 * KIB;
 
+/// Bytes that the kernel takes for a WebSocket connection and its client has not acknowledged; Linux allows twice this,
+/// for its own bookkeeping. Left to itself it takes megabytes of a client that reads nothing, and others wait while
+/// they are copied. At 100 ms there and back it is still 2 MB/s or more for each connection.
+pub const SEND_BUFFER_BYTES: usize = 192 * KIB;
+
 /// Seconds that a full outbox may make no progress before the reader is cut.
 pub const OUTBOX_STALL_SECS: u64 = 10;
 

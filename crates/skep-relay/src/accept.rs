@@ -13,6 +13,7 @@ use hyper::{Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use skep_core::session::Cut;
 use skep_proto::limits;
+use socket2::SockRef;
 use tokio::io::AsyncWriteExt;
 use tokio::net::{TcpListener, TcpStream};
 use tokio_tungstenite::WebSocketStream;
@@ -172,7 +173,9 @@ fn upgrade(
             .max_frame_size(Some(frame));
         // Back to the bare socket: no hyper in the path of a message.
         if let Ok(parts) = upgraded.downcast::<TokioIo<TcpStream>>() {
-            let stream = InTurns::new(parts.io.into_inner());
+            let stream = parts.io.into_inner();
+            let _ = SockRef::from(&stream).set_send_buffer_size(limits::SEND_BUFFER_BYTES);
+            let stream = InTurns::new(stream);
             let socket =
                 WebSocketStream::from_partially_read(stream, parts.read_buf.into(), Role::Server, Some(config)).await;
             let ip = place.ip;
