@@ -1,4 +1,4 @@
-//! The flusher: a thread that carries frozen layers into LMDB, sorted, in fully synced transactions, mostly one each.
+//! The flusher: a thread that carries frozen layers into LMDB, sorted, in fully synced transactions.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
@@ -24,6 +24,14 @@ pub(super) const LAYERS_BYTES_MAX: usize = limits::RING_BYTES_MAX;
 
 /// LMDB keeps the pages of a transaction in memory until it commits. Layers of ordinary events are smaller: one each.
 const BYTES_IN_TRANSACTION: usize = 16 << 20;
+
+/// While the active layer has room, they are this small: a disk that is told to flush flushes all that it was given, and
+/// the writer's next batch waits for that too.
+const BYTES_IN_TRANSACTION_UNPRESSED: usize = 1 << 20;
+
+/// Rows written before another thread that has woken on this core has it: a kernel may otherwise let this one run for
+/// milliseconds.
+const ROWS_IN_A_ROW: usize = 64;
 
 const _: () = assert!(2 * BYTES_TO_FREEZE <= LAYERS_BYTES_MAX);
 
@@ -112,12 +120,16 @@ fn write(inner: &Inner, layer: &Layer, generation: u64) -> Result<(), StoreError
         let mut txn = inner.env.write_txn().map_err(|error| inner.error(error))?;
         let newest =
             inner.db(Table::Events).last(&txn).map_err(|error| inner.error(error))?.map(|(key, _)| key.to_vec());
+        let is_pressed = inner.layers().active.rows() > ROWS_TO_FREEZE / 2;
+        let most = if is_pressed { BYTES_IN_TRANSACTION } else { BYTES_IN_TRANSACTION_UNPRESSED };
         let mut bytes = 0;
-        while bytes < BYTES_IN_TRANSACTION
-            && let Some((table, key, slot)) = rows.next()
-        {
+        for n in 1.. {
+            let Some((table, key, slot)) = rows.next_if(|_| bytes < most) else { break };
             bytes += key.len() + slot.bytes().len();
             write_row(inner, &mut txn, newest.as_deref(), table, key, slot).map_err(|error| inner.error(error))?;
+            if n % ROWS_IN_A_ROW == 0 {
+                std::thread::yield_now();
+            }
         }
         let is_last = rows.peek().is_none();
         if is_last {
