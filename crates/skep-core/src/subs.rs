@@ -27,7 +27,7 @@ enum Keys {
 }
 
 /// The subscriptions under each value of one sort of condition. In parts, because a hash table is built anew now and
-/// then, as a whole: 40,000 values that come and go in one table are a millisecond in which nobody is delivered to.
+/// then, as a whole: 20,000 values that come and go in one table are a millisecond in which nobody is delivered to.
 #[derive(Debug)]
 struct Index<K> {
     parts: Box<[AHashMap<K, Keys>]>,
@@ -36,7 +36,7 @@ struct Index<K> {
     values: usize,
 }
 
-/// Parts of an index: at a million values, 4,096 in each.
+/// Parts of an index: at a million values, about 4,000 in each.
 const INDEX_PARTS: usize = 256;
 
 /// One live subscription.

@@ -1,9 +1,9 @@
 //! The slow lane: threads of their own for what takes long, so that nothing quick waits behind it.
 //!
-//! Job: run the slices of queries that have had their light share, and read large messages. The event loop cannot take
-//! a core back from a task; the kernel can take it back from a thread. A connection has one piece of work here at a
-//! time and waits for it, so whoever asks for much waits for others who do, first come first served, and for nobody
-//! else does it take longer. Neighbours: `conn` and `scans` give it work.
+//! Job: run the slices of queries that have had their light share, read large messages, and index large subscriptions.
+//! The event loop cannot take a core back from a task; the kernel can take it back from a thread. A connection has one
+//! piece of work here at a time and waits for it, so whoever asks for much waits for others who do, first come first
+//! served, and for nobody else does it take longer. Neighbours: `conn` and `scans` give it work.
 //! Must not: run anything that waits for a client or for a commit.
 
 use std::thread::JoinHandle;

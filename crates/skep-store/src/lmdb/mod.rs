@@ -1,7 +1,7 @@
 //! The event store: a log in front of LMDB.
 //!
 //! A batch is decided against everything that is known, appended to the log with one flush, and acknowledged; its rows
-//! wait in memory until enough are together, then go to LMDB in one sorted transaction. So a commit costs one
+//! wait in memory until enough are together, then go to LMDB in sorted transactions. So a commit costs one
 //! sequential write, and the random pages of the indexes are written once for thousands of events.
 //!
 //! Index keys end in `!created_at | first 6 bytes of id | kind | seq`, so that a walk of any index is NIP-01's order.
